@@ -1,0 +1,27 @@
+#include "bilevel/core/cost.h"
+
+#include <algorithm>
+
+namespace bilevel {
+
+Cost& Cost::operator+=(const Cost& other) {
+  forwards += other.forwards;
+  gradients += other.gradients;
+  hvps += other.hvps;
+  cross_products += other.cross_products;
+  seconds += other.seconds;
+  peak_bytes = std::max(peak_bytes, other.peak_bytes);
+  return *this;
+}
+
+Cost Cost::operator-(const Cost& earlier) const {
+  Cost difference = *this;
+  difference.forwards -= earlier.forwards;
+  difference.gradients -= earlier.gradients;
+  difference.hvps -= earlier.hvps;
+  difference.cross_products -= earlier.cross_products;
+  difference.seconds -= earlier.seconds;
+  return difference;
+}
+
+}  // namespace bilevel

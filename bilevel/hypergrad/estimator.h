@@ -1,0 +1,58 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bilevel/core/cost.h"
+#include "bilevel/core/status.h"
+#include "bilevel/inner/inner_solver.h"
+#include "bilevel/oracle/oracle.h"
+
+namespace bilevel {
+
+/// How right a hypergradient is, always about the function that the estimator names.
+struct Certificate {
+  std::string differentiates;               // "F_T" for unrolling, "F" for implicit, …
+  double stationarity = 0;                  // ‖r(x, y)‖₂ at the y that was reached
+  std::optional<double> relative_residual;  // of the linear solve, where there is one
+  std::optional<double> error_bound;        // absolute, 2-norm; none: no bound
+  std::optional<double> distance_to_F;
+};
+
+/// dF/dx = ∂x f − (∂x r)ᵀ q, and all that is known about it.
+struct Hypergradient {
+  at::Tensor value;   // [dx]
+  at::Tensor direct;  // ∂x f [dx]; value − direct is the implicit part
+  at::Tensor q;       // ≈ +H⁻¹∂y f [dy] where the estimator has one; warm-starts the next solve
+  double inner_loss = 0, outer_loss = 0;  // at the y that was reached
+  Grade grade = Grade::kOk;
+  std::string message;  // one sentence
+  Certificate certificate;
+  Cost cost;
+};
+
+/// One inner problem at one x, solved as far as it was.
+struct EstimatorInput {
+  const Oracle& oracle;
+  const InnerSolver& solver;
+  at::Tensor x;
+  InnerSolution& solution;  // its trajectory is used up
+  Batch inner_batch;        // for products at the solution; full unless the problem is stochastic
+  Batch outer_batch;
+  at::Tensor q0;            // warm start of a linear solve; undefined: zero
+};
+
+/// Turns a solved inner problem into a hypergradient.
+class Estimator {
+ public:
+  virtual ~Estimator() = default;
+  virtual std::string_view name() const = 0;
+  /// What the inner solve must keep for `estimate`.
+  virtual TrajectoryPolicy trajectory() const { return {}; }
+  /// Why this estimator cannot serve this problem and solver, one sentence each; empty: it can. Asked before the run.
+  virtual std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const = 0;
+  virtual Hypergradient estimate(const EstimatorInput& in) const = 0;
+};
+
+}  // namespace bilevel

@@ -1,0 +1,65 @@
+#pragma once
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace bilevel {
+
+using Tensors = std::vector<at::Tensor>;
+
+/// What one step of a rule depends on.
+struct RuleInput {
+  at::Tensor y;         // [dy]
+  Tensors state;        // s, one tensor for each slot
+  at::Tensor gradient;  // ∂y g at y [dy]
+  Tensors h;            // the rule's hyperparameters in the order of `hyperparameters()`, each a scalar or [dy]
+  int64_t step = 0;     // steps done before this one since the state was fresh; for bias correction
+};
+
+struct RuleOutput {
+  at::Tensor y;
+  Tensors state;
+};
+
+/// The derivative of a scalar by everything that a step depends on.
+struct RuleCotangent {
+  at::Tensor y;
+  Tensors state;
+  at::Tensor gradient;
+  Tensors h;  // in the shapes of RuleInput::h
+};
+
+/// One optimiser step Φ(y, s, ∂y g, h) → (y', s'), and its derivatives, apart from the loss.
+///
+/// Rules are maps of whole vectors. `step` is written in differentiable operations; `vjp` and `jvp` follow from it by autograd
+/// (the graph spans this one step) unless a rule has them in closed form.
+class UpdateRule {
+ public:
+  virtual ~UpdateRule() = default;
+  virtual std::string_view name() const = 0;
+
+  virtual int64_t slots() const = 0;  // tensors of state, each [dy]; a fresh state is zero
+  virtual std::vector<std::string> hyperparameters() const = 0;
+  /// The hyperparameters' values from the options, in that order.
+  virtual std::vector<double> defaults() const = 0;
+
+  virtual RuleOutput step(const RuleInput& in) const = 0;
+  virtual RuleCotangent vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const;
+  /// The derivative of (y', s') along `tangent`, whose fields hold the directions.
+  virtual RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const;
+
+  /// w of a weight decay that is added to the gradient: the rule then stops where ∂y g + w y = 0, and implicit estimators
+  /// differentiate that.
+  virtual double coupled_weight_decay() const { return 0.0; }
+  /// False where the rule stops elsewhere than at ∂y g + w y = 0 (decoupled decay): implicit estimators refuse it.
+  virtual bool stops_at_stationarity() const { return true; }
+
+  Tensors fresh_state(const at::Tensor& y) const;
+  /// `defaults` as scalar tensors like y.
+  Tensors default_h(const at::Tensor& y) const;
+};
+
+}  // namespace bilevel

@@ -1,0 +1,59 @@
+#pragma once
+#include <memory>
+
+#include <ATen/core/Tensor.h>
+
+#include "bilevel/problem/problem.h"
+
+namespace bilevel {
+
+struct Vjp {
+  at::Tensor y;  // (∂y r)ᵀ w [dy]
+  at::Tensor x;  // (∂x r)ᵀ w [dx]
+};
+
+/// The optimality map r(x, y), for a loss r = ∂y g, and its first derivatives around one point (x, y, batch).
+///
+/// Every product may be asked for many times. A direction may also be a block [k, d] of k directions, row by row, and the result
+/// then is a block. x, y and all results have one dtype and device; results carry no graph.
+class Linearization {
+ public:
+  virtual ~Linearization() = default;
+  virtual at::Tensor value() = 0;     // g, scalar
+  virtual at::Tensor residual() = 0;  // r = ∂y g [dy]
+  virtual at::Tensor grad_x() = 0;    // ∂x g [dx]
+  virtual at::Tensor jvp_y(const at::Tensor& v) = 0;         // ∂y r · v: H v for a loss
+  virtual Vjp vjp(const at::Tensor& w) = 0;                  // both products in one pass
+  virtual at::Tensor jvp_x(const at::Tensor& u) = 0;         // ∂x r · u [dy]
+  virtual at::Tensor gauss_newton(const at::Tensor& v) = 0;  // Jᵀ ∂zz g J v + ∂yy g|z v; throws Error without outputs
+  virtual bool symmetric() const { return true; }
+};
+
+struct Gradients {
+  at::Tensor value;  // scalar
+  at::Tensor y;      // [dy]
+  at::Tensor x;      // [dx]
+};
+
+/// All that algorithms may ask of a problem. Algorithms never see losses.
+class Oracle {
+ public:
+  explicit Oracle(const Problem& problem) : problem_(problem) {}
+  virtual ~Oracle() = default;
+
+  virtual std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+
+  // Without a graph. `inner` leaves x undefined: it is what an inner step needs.
+  virtual Gradients inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+  virtual Gradients outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+  virtual at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+  virtual at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+  virtual at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+
+  const Problem& problem() const { return problem_; }
+
+ private:
+  const Problem& problem_;
+};
+
+}  // namespace bilevel

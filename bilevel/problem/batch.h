@@ -1,0 +1,48 @@
+#pragma once
+#include <cstdint>
+#include <variant>
+
+#include <ATen/core/Tensor.h>
+
+#include "bilevel/core/stream.h"
+
+namespace bilevel {
+
+/// Which samples a loss is asked about, and when.
+struct Batch {
+  int64_t step = 0;    // t of the inner solve, or the outer step: replaying a step asks for the same batch again
+  int64_t slice = 0;   // which inner problem, where an outer step has several
+  at::Tensor samples;  // int64 [B]; undefined means all
+  uint64_t seed = 0;   // for a loss that draws random numbers
+
+  bool full() const { return !samples.defined(); }
+};
+
+/// The samples of batch t, a function of t alone.
+class BatchPlan {
+ public:
+  /// All samples, every time.
+  static BatchPlan full() { return {}; }
+  /// Batches of `size` out of `samples`, without replacement within an epoch, reshuffled for each epoch.
+  static BatchPlan shuffled(int64_t samples, int64_t size, Stream stream);
+  /// Row t modulo T of `indices`, int64 [T, B].
+  static BatchPlan fixed(at::Tensor indices);
+
+  at::Tensor samples(int64_t t) const;  // undefined for all
+  bool is_full() const { return std::holds_alternative<Full>(plan_); }
+
+ private:
+  struct Full {};
+  struct Shuffled {
+    int64_t samples, size;
+    Stream stream;
+    mutable int64_t epoch = -1;
+    mutable at::Tensor order;
+  };
+  struct Fixed {
+    at::Tensor indices;
+  };
+  std::variant<Full, Shuffled, Fixed> plan_;
+};
+
+}  // namespace bilevel

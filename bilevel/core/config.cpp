@@ -217,6 +217,7 @@ void Section::read(const std::string& key, int64_t& value) { read_scalar(key, va
 void Section::read(const std::string& key, double& value) { read_scalar(key, value, "a number"); }
 void Section::read(const std::string& key, std::string& value) { read_scalar(key, value, "a string"); }
 void Section::read(const std::string& key, std::vector<int64_t>& value) { read_list(key, value, "whole numbers"); }
+void Section::read(const std::string& key, std::vector<double>& value) { read_list(key, value, "numbers"); }
 void Section::read(const std::string& key, std::vector<std::string>& value) { read_list(key, value, "strings"); }
 
 void Section::read_path(const std::string& key, std::string& value) {
@@ -324,7 +325,7 @@ void Config::set(std::string_view assignment) {
     names.push_back(name);
   }
   for (size_t i = 0; i < names.size(); ++i) {
-    require(node->table() != nullptr, fmt::format("--set {}: {} is not a table.", assignment, names[i - 1]));
+    if (!node->table()) throw Error(fmt::format("--set {}: {} is not a table.", assignment, names[i - 1]));
     const bool last = i + 1 == names.size();
     auto child = node->shared_child(names[i]);
     if (!child) {

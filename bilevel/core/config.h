@@ -22,6 +22,7 @@ class Section {
   void read(const std::string& key, double& value);
   void read(const std::string& key, std::string& value);
   void read(const std::string& key, std::vector<int64_t>& value);
+  void read(const std::string& key, std::vector<double>& value);
   void read(const std::string& key, std::vector<std::string>& value);
   /// A path, relative to the configuration's file; stored absolute.
   void read_path(const std::string& key, std::string& value);

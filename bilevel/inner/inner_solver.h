@@ -21,6 +21,7 @@ struct InnerSolution {
   double initial_stationarity = 0;
   int64_t steps = 0;
   at::Tensor previous;       // y_{T−1}; y itself where no step was taken
+  at::Tensor step_size;      // lr of the last step, scalar or [dy]; undefined where the solver has none
   std::unique_ptr<Trajectory> trajectory;  // where it was asked for
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -28,6 +29,15 @@ struct Point {
   int64_t t = 0;
 };
 
+/// What stays the same throughout one solve.
+struct SolveContext {
+  const Oracle& oracle;
+  at::Tensor x;
+  int64_t slice = 0;
+  int64_t first_step = 0;  // step t of the solve has batch first_step + t
+  Tensors h;               // the rule's hyperparameters, before x overwrites those that it determines
+};
+
 /// One step as the backward pass needs it.
 struct Step {
   RuleInput input;
@@ -37,29 +47,40 @@ struct Step {
 class RuleSolver;
 
 /// The steps first()…size()−1 of a solve. `take` is called for t = size()−1 down to first(), once each, and gives up what is no
-/// longer needed.
+/// longer needed. Refers to the solver and the oracle, which must outlive it.
 class Trajectory {
  public:
-  Trajectory(const RuleSolver& solver, const Oracle& oracle, at::Tensor x, int64_t slice, int64_t steps, TrajectoryPolicy policy);
+  /// `most_steps` bounds the steps that will be recorded; the spacing of checkpoints follows from it.
+  Trajectory(const RuleSolver& solver, SolveContext context, TrajectoryPolicy policy, int64_t most_steps);
 
   int64_t size() const { return steps_; }
-  int64_t first() const { return first_; }
+  int64_t first() const { return policy_.last < 0 ? 0 : std::max<int64_t>(0, steps_ - policy_.last); }
   /// True where the backward pass reaches y₀, so that its dependence on x counts.
-  bool whole() const { return first_ == 0; }
+  bool whole() const { return first() == 0; }
 
-  void record(int64_t t, const Point& before, std::unique_ptr<Linearization> linearization);
+  /// True where the forward pass should step along a linearization and hand it over.
+  bool wants_linearization() const { return policy_.memory == Memory::kGraphs; }
+  /// The point before step size(), which becomes the last one.
+  void record(const Point& before, std::unique_ptr<Linearization> linearization);
+  /// Throws Error out of turn.
   Step take(int64_t t);
 
  private:
-  bool keeps_point(int64_t t) const;
+  struct Kept {
+    int64_t t;
+    Point point;
+    std::unique_ptr<Linearization> linearization;
+  };
+  Kept pop(int64_t t);
+  void replay_up_to(int64_t t);
+
   const RuleSolver& solver_;
-  const Oracle& oracle_;
-  at::Tensor x_;
-  int64_t slice_, steps_, first_, every_ = 1;
+  SolveContext context_;
   TrajectoryPolicy policy_;
-  std::vector<std::unique_ptr<Linearization>> graphs_;
-  std::vector<Point> points_;   // index t − first, empty where not kept
-  friend class RuleSolver;
+  int64_t steps_ = 0, every_ = 1;
+  int64_t next_ = -1;         // the step that `take` is due for; −1: none taken yet
+  std::deque<Kept> kept_;     // in the order of t: every every_-th step
+  std::vector<Kept> segment_;  // the steps between two checkpoints, recomputed
 };
 
 }  // namespace bilevel

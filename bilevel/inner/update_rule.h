@@ -57,6 +57,13 @@ class UpdateRule {
   /// False where the rule stops elsewhere than at ∂y g + w y = 0 (decoupled decay): implicit estimators refuse it.
   virtual bool stops_at_stationarity() const { return true; }
 
+  /// What the rule drives to zero: ∂y g, plus w y for a coupled weight decay.
+  virtual at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const;
+  /// True where the length of a step does not grow with the gradient's (Adam), so that no curvature bounds lr.
+  virtual bool scale_free() const { return false; }
+  /// Hyperparameters, other than lr, that the rule expects x to determine.
+  virtual std::vector<std::string> learned() const { return {}; }
+
   Tensors fresh_state(const at::Tensor& y) const;
   /// `defaults` as scalar tensors like y.
   Tensors default_h(const at::Tensor& y) const;

@@ -40,7 +40,7 @@ std::string one_of(const std::vector<std::string>& names) {
 
 std::string nearest(std::string_view name, const std::vector<std::string>& known) {
   std::string best;
-  size_t best_distance = std::max<size_t>(1, name.size() / 3) + 1;
+  size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
   for (const auto& candidate : known) {
     const size_t distance = edit_distance(name, candidate);
     if (distance < best_distance) {

@@ -19,7 +19,7 @@ void require(bool condition, std::string_view message);
 /// "a, b or c", for messages.
 std::string one_of(const std::vector<std::string>& names);
 
-/// The known name nearest to `name` (edit distance at most a third of its length), or "" where none is near.
+/// The known name nearest to `name` (edit distance at most two, or a third of its length), or "" where none is near.
 std::string nearest(std::string_view name, const std::vector<std::string>& known);
 
 /// ` Did you mean "x"?` where a known name is near, else the list of known names.

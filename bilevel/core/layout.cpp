@@ -35,8 +35,9 @@ const Part& Layout::part(const std::string& name) const {
 }
 
 std::vector<at::Tensor> Layout::split(const at::Tensor& flat) const {
-  require(flat.dim() == 1 && flat.size(0) == size_,
-          fmt::format("Layout::split: expected a vector of {} elements, got shape [{}].", size_, fmt::join(flat.sizes(), ", ")));
+  if (flat.dim() != 1 || flat.size(0) != size_) {  // in the hot path: the message is made only when it is needed
+    throw Error(fmt::format("Layout::split: expected a vector of {} elements, got shape [{}].", size_, fmt::join(flat.sizes(), ", ")));
+  }
   if (parts_.size() == 1) return {flat.view(parts_[0].shape)};
   std::vector<at::Tensor> views = flat.split_with_sizes(sizes_);
   for (size_t i = 0; i < views.size(); ++i) views[i] = views[i].view(parts_[i].shape);

@@ -1,6 +1,9 @@
 #include "bilevel/core/state.h"
 
+#include <csignal>
 #include <filesystem>
+
+#include <sys/resource.h>
 
 #include <gtest/gtest.h>
 
@@ -64,8 +67,19 @@ TEST(State, ATruncatedFileIsRefusedAtEveryLength) {
 }
 
 TEST(WriteFile, LeavesTheOldFileWhereItCannotWrite) {
+  const std::string path = temporary("kept");
+  write_file(path, "old");
+  rlimit former{};
+  getrlimit(RLIMIT_FSIZE, &former);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit tight{1000, former.rlim_max};  // stands for a disk with room for 1,000 bytes
+  setrlimit(RLIMIT_FSIZE, &tight);
+  EXPECT_THROW(write_file(path, std::string(2000, 'x')), Error);
+  setrlimit(RLIMIT_FSIZE, &former);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(read_file(path), "old");
+  EXPECT_FALSE(std::filesystem::exists(path + ".partial"));
   EXPECT_THROW(write_file("/nowhere/at/all", "x"), Error);
-  EXPECT_THROW(write_file("/dev/full", "x"), Error);
 }
 
 }  // namespace

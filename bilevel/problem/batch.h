@@ -13,7 +13,7 @@ struct Batch {
   int64_t step = 0;    // t of the inner solve, or the outer step: replaying a step asks for the same batch again
   int64_t slice = 0;   // which inner problem, where an outer step has several
   at::Tensor samples;  // int64 [B]; undefined means all
-  uint64_t seed = 0;   // for a loss that draws random numbers
+  uint64_t seed = 0;   // of the generators, for a loss that draws random numbers
 
   bool full() const { return !samples.defined(); }
 };

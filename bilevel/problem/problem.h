@@ -27,6 +27,9 @@ class Problem {
   virtual at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;  // g
   virtual at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;  // f
 
+  /// True where a loss draws from LibTorch's generators (dropout, sampling): it is then called with them seeded by `Batch::seed`.
+  virtual bool draws_random_numbers() const { return false; }
+
   virtual at::Tensor initial_outer() const;                                       // x₀ [dx]; zeros, float32, unless given
   virtual at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const;     // y₀(x) [dy]; zeros unless given
   /// True where y₀ depends on x (few-shot learning): unrolling then differentiates it too.

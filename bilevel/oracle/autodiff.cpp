@@ -1,0 +1,169 @@
+// For a loss r = ∂y g. With the graph of r kept, one backward pass from r along w gives
+//
+//   (∂y r)ᵀ w = H w,   (∂x r)ᵀ w
+//
+// and ∂x r · u = ∂y ⟨∂x g, u⟩ is one backward pass from ∂x g. Gauss–Newton replaces H by
+//
+//   Jᵀ (∂zz L) J + ∂yy L|z,   g(x, y) = L(x, y, z(y)),   J = ∂z/∂y,
+//
+// where J v comes from differentiating Jᵀu by u, so that no forward mode is needed.
+#include "bilevel/oracle/autodiff.h"
+
+#include <optional>
+
+#include <ATen/ATen.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/guards.h"
+#include "bilevel/oracle/autograd.h"
+
+namespace bilevel {
+namespace {
+
+// Applies `product` to each row of a block, or to a single direction.
+template <class F>
+at::Tensor rowwise(const at::Tensor& v, F product) {
+  if (v.dim() == 1) return product(v);
+  std::vector<at::Tensor> rows;
+  for (int64_t i = 0; i < v.size(0); ++i) rows.push_back(product(v[i]));
+  return at::stack(rows);
+}
+
+at::Tensor scalar(const at::Tensor& loss, const char* which) {
+  if (!loss.defined() || loss.numel() != 1) {
+    throw Error(fmt::format("Problem::{}: expected a scalar, got {}.", which,
+                            loss.defined() ? fmt::format("shape [{}]", fmt::join(loss.sizes(), ", ")) : "an undefined tensor"));
+  }
+  return loss.dim() == 0 ? loss : loss.reshape({});
+}
+
+at::Tensor inner_loss(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const Batch& batch) {
+  std::optional<SeedGuard> guard;
+  if (problem.draws_random_numbers()) guard.emplace(batch.seed);
+  return scalar(problem.inner_loss(x, y, batch), "inner_loss");
+}
+
+at::Tensor outer_loss(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const Batch& batch) {
+  std::optional<SeedGuard> guard;
+  if (problem.draws_random_numbers()) guard.emplace(batch.seed);
+  return scalar(problem.outer_loss(x, y, batch), "outer_loss");
+}
+
+class AutodiffLinearization final : public Linearization {
+ public:
+  AutodiffLinearization(const Problem& problem, const at::Tensor& x, const at::Tensor& y, Batch batch)
+      : problem_(problem), batch_(std::move(batch)), x_(leaf(x)), y_(leaf(y)) {
+    const at::AutoGradMode grad_mode(true);
+    value_ = inner_loss(problem_, x_, y_, batch_);
+    residual_ = gradients(value_, {y_}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+  }
+
+  at::Tensor value() override { return value_.detach(); }
+  at::Tensor residual() override { return residual_.detach(); }
+
+  at::Tensor grad_x() override { return differentiable_grad_x().detach(); }
+
+  at::Tensor jvp_y(const at::Tensor& v) override {
+    return rowwise(v, [&](const at::Tensor& row) { return gradients(residual_, {y_}, row, /*retain_graph=*/true)[0]; });
+  }
+
+  Vjp vjp(const at::Tensor& w) override {
+    if (w.dim() == 1) {
+      auto both = gradients(residual_, {y_, x_}, w, /*retain_graph=*/true);
+      return {both[0], both[1]};
+    }
+    std::vector<at::Tensor> ys, xs;
+    for (int64_t i = 0; i < w.size(0); ++i) {
+      Vjp row = vjp(w[i]);
+      ys.push_back(row.y);
+      xs.push_back(row.x);
+    }
+    return {at::stack(ys), at::stack(xs)};
+  }
+
+  at::Tensor jvp_x(const at::Tensor& u) override {
+    const at::Tensor gx = differentiable_grad_x();
+    return rowwise(u, [&](const at::Tensor& row) { return gradients(gx, {y_}, row, /*retain_graph=*/true)[0]; });
+  }
+
+  at::Tensor gauss_newton(const at::Tensor& v) override {
+    build_outputs();
+    return rowwise(v, [&](const at::Tensor& row) {
+      const at::Tensor jv = gradients(jt_u_, {u_}, row, /*retain_graph=*/true)[0];
+      const at::Tensor hz_jv = gradients(loss_z_, {z_leaf_}, jv, /*retain_graph=*/true)[0];
+      return gradients(z_, {y_}, hz_jv, /*retain_graph=*/true)[0] + gradients(loss_y_, {y_direct_}, row, /*retain_graph=*/true)[0];
+    });
+  }
+
+ private:
+  const at::Tensor& differentiable_grad_x() {
+    if (!grad_x_.defined()) {
+      const at::AutoGradMode grad_mode(true);
+      grad_x_ = gradients(value_, {x_}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+    }
+    return grad_x_;
+  }
+
+  void build_outputs() {
+    if (z_.defined()) return;
+    const at::AutoGradMode grad_mode(true);
+    std::optional<SeedGuard> guard;
+    if (problem_.draws_random_numbers()) guard.emplace(batch_.seed);
+    z_ = problem_.inner_outputs(y_, batch_);
+    u_ = at::zeros_like(z_, z_.options().requires_grad(false)).requires_grad_(true);
+    jt_u_ = gradients(z_, {y_}, u_, /*retain_graph=*/true, /*create_graph=*/true)[0];
+    z_leaf_ = leaf(z_);
+    y_direct_ = leaf(y_);
+    const at::Tensor loss = problem_.inner_loss_of_outputs(x_.detach(), y_direct_, z_leaf_, batch_);
+    const auto first = gradients(loss, {z_leaf_, y_direct_}, {}, /*retain_graph=*/true, /*create_graph=*/true);
+    loss_z_ = first[0];
+    loss_y_ = first[1];
+  }
+
+  const Problem& problem_;
+  const Batch batch_;
+  const at::Tensor x_, y_;
+  at::Tensor value_, residual_, grad_x_;
+  at::Tensor z_, u_, jt_u_, z_leaf_, y_direct_, loss_z_, loss_y_;  // for Gauss–Newton
+};
+
+}  // namespace
+
+std::unique_ptr<Linearization> AutodiffOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  check_point(problem(), x, y, "AutodiffOracle::linearize_inner");
+  return std::make_unique<AutodiffLinearization>(problem(), x, y, batch);
+}
+
+Gradients AutodiffOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor y_leaf = leaf(y);
+  const at::Tensor loss = inner_loss(problem(), x.detach(), y_leaf, batch);
+  return {loss.detach(), gradients(loss, {y_leaf})[0], {}};
+}
+
+Gradients AutodiffOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  check_point(problem(), x, y, "AutodiffOracle::outer");
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x_leaf = leaf(x), y_leaf = leaf(y);
+  const at::Tensor loss = outer_loss(problem(), x_leaf, y_leaf, batch);
+  auto both = gradients(loss, {y_leaf, x_leaf});
+  return {loss.detach(), both[0], both[1]};
+}
+
+at::Tensor AutodiffOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x_leaf = leaf(x);
+  return gradients(inner_loss(problem(), x_leaf, y.detach(), batch), {x_leaf})[0];
+}
+
+at::Tensor AutodiffOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  const at::NoGradGuard no_grad;
+  return inner_loss(problem(), x, y, batch);
+}
+
+at::Tensor AutodiffOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  const at::NoGradGuard no_grad;
+  return outer_loss(problem(), x, y, batch);
+}
+
+}  // namespace bilevel

@@ -1,0 +1,24 @@
+#include "bilevel/oracle/autograd.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace bilevel {
+
+std::vector<at::Tensor> gradients(const at::Tensor& output, const std::vector<at::Tensor>& inputs, const at::Tensor& cotangent,
+                                  bool retain_graph, bool create_graph) {
+  std::vector<at::Tensor> result(inputs.size());
+  if (output.requires_grad()) {
+    std::vector<at::Tensor> cotangents;
+    if (cotangent.defined()) cotangents.push_back(cotangent);
+    result = torch::autograd::grad({output}, inputs, cotangents, retain_graph || create_graph, create_graph, /*allow_unused=*/true);
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!result[i].defined()) result[i] = at::zeros_like(inputs[i], inputs[i].options().requires_grad(false));
+  }
+  return result;
+}
+
+at::Tensor leaf(const at::Tensor& value) { return value.detach().requires_grad_(true); }
+
+}  // namespace bilevel

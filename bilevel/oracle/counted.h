@@ -1,0 +1,30 @@
+#pragma once
+#include <memory>
+
+#include "bilevel/core/cost.h"
+#include "bilevel/oracle/oracle.h"
+
+namespace bilevel {
+
+/// Counts every call of the oracle that it stands on, which must outlive it.
+///
+/// A linearization counts as one gradient; a product with ∂y r as one HVP; a vjp as one HVP and one cross product; a product of a
+/// block [k, d] counts k times.
+class CountedOracle final : public Oracle {
+ public:
+  explicit CountedOracle(const Oracle& oracle) : Oracle(oracle.problem()), oracle_(oracle), cost_(std::make_shared<Cost>()) {}
+  std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  Gradients inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  Gradients outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+
+  const Cost& cost() const { return *cost_; }
+
+ private:
+  const Oracle& oracle_;
+  const std::shared_ptr<Cost> cost_;  // linearizations may outlive a call, and count on
+};
+
+}  // namespace bilevel

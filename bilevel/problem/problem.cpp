@@ -1,0 +1,44 @@
+#include "bilevel/problem/problem.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "bilevel/core/error.h"
+
+namespace bilevel {
+
+at::Tensor Problem::initial_outer() const { return at::zeros({outer_layout().size()}, at::kFloat); }
+
+at::Tensor Problem::initial_inner(const at::Tensor& x, int64_t /*slice*/) const {
+  return at::zeros({inner_layout().size()}, x.options().requires_grad(false));
+}
+
+Problem::RuleHyperparameters Problem::rule_hyperparameters(const at::Tensor& /*x*/, int64_t /*t*/) const { return {}; }
+
+at::Tensor Problem::inner_outputs(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::inner_outputs: this problem offers no outputs, which Gauss–Newton needs. Use curvature = \"hessian\".");
+}
+
+at::Tensor Problem::inner_loss_of_outputs(const at::Tensor& /*x*/, const at::Tensor& /*y*/, const at::Tensor& /*outputs*/,
+                                          const Batch& /*batch*/) const {
+  throw Error("Problem::inner_loss_of_outputs: this problem offers no outputs, which Gauss–Newton needs.");
+}
+
+std::map<std::string, double> Problem::metrics(const at::Tensor& /*x*/, const at::Tensor& /*y*/) const { return {}; }
+
+void check_point(const Problem& problem, const at::Tensor& x, const at::Tensor& y, std::string_view caller) {
+  const auto check = [&](const at::Tensor& v, const char* name, int64_t size) {
+    if (!v.defined() || v.dim() != 1 || v.size(0) != size) {
+      throw Error(fmt::format("{}: {} should be a vector of {} elements, got {}.", caller, name, size,
+                              v.defined() ? fmt::format("shape [{}]", fmt::join(v.sizes(), ", ")) : "an undefined tensor"));
+    }
+    if (!at::isFloatingType(v.scalar_type())) {
+      throw Error(fmt::format("{}: {} should be float32 or float64, got {}.", caller, name, c10::toString(v.scalar_type())));
+    }
+  };
+  check(x, "x", problem.outer_layout().size());
+  check(y, "y", problem.inner_layout().size());
+}
+
+}  // namespace bilevel

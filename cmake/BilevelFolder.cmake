@@ -15,6 +15,7 @@ function(bilevel_folder name)
 
   add_library(bilevel_${name} STATIC ${sources})
   add_library(bilevel::${name} ALIAS bilevel_${name})
+  set_property(GLOBAL APPEND PROPERTY BILEVEL_FOLDERS bilevel_${name})
   target_include_directories(bilevel_${name} PUBLIC
     $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_link_libraries(bilevel_${name} PRIVATE $<BUILD_INTERFACE:bilevel_flags>

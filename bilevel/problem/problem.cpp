@@ -25,6 +25,8 @@ at::Tensor Problem::inner_loss_of_outputs(const at::Tensor& /*x*/, const at::Ten
   throw Error("Problem::inner_loss_of_outputs: this problem offers no outputs, which Gauss–Newton needs.");
 }
 
+Problem::Preconditioner Problem::inner_preconditioner(const at::Tensor& /*x*/) const { return {}; }
+
 std::map<std::string, double> Problem::metrics(const at::Tensor& /*x*/, const at::Tensor& /*y*/) const { return {}; }
 
 void check_point(const Problem& problem, const at::Tensor& x, const at::Tensor& y, std::string_view caller) {

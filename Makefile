@@ -1,0 +1,53 @@
+# `make demo` and `make test` do everything on a fresh Debian 12 machine; see HACKING.md for the rest.
+SHELL := /bin/bash
+BUILD ?= build
+PRESET ?= default
+JOBS ?= $(shell nproc)
+PATH := $(CURDIR)/build/venv/bin:$(PATH)
+# One intra-op thread unless said otherwise, and no spinning: two threads on a shared machine cost more than they give.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help setup build test demo selftest sanitize format tidy bench clean
+help:
+	@echo "make demo      set up, build, and learn whom to trust among twenty labellers (prints the report's path)"
+	@echo "make test      set up, build, and run every test"
+	@echo "make build     the library and the command $(BUILD)/bilevel"
+	@echo "make sanitize  the tests under AddressSanitizer and UBSan, in build-sanitize"
+	@echo "make format    clang-format on the sources      make tidy   clang-tidy on the files that differ from main"
+	@echo "make bench     the benchmarks of bench/          make clean  remove what was built"
+
+setup:
+	@cmake/setup.sh
+
+build/setup.mk: setup
+-include build/setup.mk
+
+configure: setup
+	@test -f $(BUILD)/build.ninja || cmake --preset $(PRESET) -DLibTorch_ROOT="$$(sed -n 's/^TORCH := //p' build/setup.mk)" >$(BUILD).configure.log 2>&1 \
+	  || { cat $(BUILD).configure.log; exit 1; }
+	@rm -f $(BUILD).configure.log
+
+build: configure
+	@cmake --build $(BUILD) -j $(JOBS)
+
+test: build
+	@cd $(BUILD) && ctest --output-on-failure -j $(JOBS)
+
+demo: build
+	@$(BUILD)/bilevel reweight --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+sanitize:
+	@mkdir -p build-sanitize && $(MAKE) test BUILD=build-sanitize PRESET=sanitize
+
+format:
+	@git ls-files '*.h' '*.cpp' | xargs clang-format-15 -i
+
+tidy: configure
+	@git diff --name-only --diff-filter=d $${BASE:-origin/main} -- '*.cpp' | xargs -r clang-tidy-15 -p $(BUILD) --quiet
+
+bench: build
+	@for script in bench/*.sh; do bash $$script; done
+
+clean:
+	@rm -rf build build-*

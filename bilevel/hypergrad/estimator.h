@@ -22,9 +22,9 @@ struct Certificate {
 
 /// dF/dx = ∂x f − (∂x r)ᵀ q, and all that is known about it.
 struct Hypergradient {
-  at::Tensor value;   // [dx]
-  at::Tensor direct;  // ∂x f [dx]; value − direct is the implicit part
-  at::Tensor q;       // ≈ +H⁻¹∂y f [dy] where the estimator has one; warm-starts the next solve
+  at::Tensor value;                       // [dx]
+  at::Tensor direct;                      // ∂x f [dx]; value − direct is the implicit part
+  at::Tensor q;                           // ≈ +H⁻¹∂y f [dy] where the estimator has one; warm-starts the next solve
   double inner_loss = 0, outer_loss = 0;  // at the y that was reached
   Grade grade = Grade::kOk;
   std::string message;  // one sentence
@@ -40,7 +40,9 @@ struct EstimatorInput {
   InnerSolution& solution;  // its trajectory is used up
   Batch inner_batch;        // for products at the solution; full unless the problem is stochastic
   Batch outer_batch;
-  at::Tensor q0;            // warm start of a linear solve; undefined: zero
+  at::Tensor q0;           // warm start of a linear solve; undefined: zero
+  double damping = 0.0;    // δ on top of the solver's own, in the solve only: raised by a run that rolled back
+  bool cold_start = true;  // y₀ was problem.initial_inner(x, slice) and not carried over: what it owes to x counts
 };
 
 /// Turns a solved inner problem into a hypergradient.

@@ -16,6 +16,7 @@ struct Record {
   double hypergradient_norm = 0;
   double stationarity = 0;
   std::map<std::string, double> metrics;  // of the problem
+  Status status = Status::kConverged;     // kDiverged or kNonFinite makes the driver roll back
   Grade grade = Grade::kOk;
   std::string message;
   Cost cost;  // since the record before

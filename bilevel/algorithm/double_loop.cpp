@@ -1,0 +1,250 @@
+#include "bilevel/algorithm/double_loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/oracle/counted.h"
+
+namespace bilevel {
+namespace {
+
+double norm_of(const at::Tensor& v) { return v.norm().item<double>(); }
+
+/// The part of slice s of a State entry that is [d] for one inner problem and [k, d] for k of them.
+at::Tensor slice_of(const at::Tensor& entry, int64_t s, int64_t k) { return k == 1 ? entry : entry.select(0, s); }
+at::Tensor entry_of(const Tensors& slices) { return slices.size() == 1 ? slices.front() : at::stack(slices); }
+
+std::string state_slot(int64_t j) { return fmt::format("inner.state.{}", j); }
+
+}  // namespace
+
+std::vector<std::string> DoubleLoopOptions::violations() const { return {}; }
+
+void read(Section& inner, DoubleLoopOptions& options) {
+  std::string start = options.start == Start::kWarm ? "warm" : "cold";
+  inner.read_choice("start", start, {"warm", "cold"});
+  options.start = start == "warm" ? Start::kWarm : Start::kCold;
+  inner.read("carry_state", options.carry_rule_state);  // RuleSolverOptions reads it too: the solver must go on from what it is given
+}
+
+/// What was found at x_k: means over the inner problems, and the worst of what is a warning.
+struct DoubleLoop::Visit {
+  Hypergradient mean;
+  Status status = Status::kConverged;
+  std::map<std::string, double> metrics;
+  Cost cost;
+};
+
+DoubleLoop::DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> solver, std::shared_ptr<const Estimator> estimator,
+                       std::shared_ptr<const OuterOptimizer> outer, DoubleLoopOptions options)
+    : oracle_(oracle),
+      solver_(std::move(solver)),
+      estimator_(std::move(estimator)),
+      outer_(std::move(outer)),
+      options_(std::move(options)) {
+  const std::vector<std::string> violations = options_.violations();
+  require(violations.empty(), fmt::format("DoubleLoop: {}", fmt::join(violations, "; ")));
+  const std::vector<std::string> objections = estimator_->objections(oracle_.problem(), *solver_);
+  require(objections.empty(),
+          fmt::format("The estimator \"{}\" cannot serve here: {}", estimator_->name(), fmt::join(objections, " ")));
+  require(options_.start == Start::kCold || !oracle_.problem().initial_inner_depends_on_outer(),
+          "DoubleLoop: this problem's y₀ depends on x, so each outer step must begin there; use start = \"cold\".");
+}
+
+State DoubleLoop::init() const {
+  const Problem& problem = oracle_.problem();
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = problem.initial_outer().detach().clone();
+  const int64_t k = problem.inner_problems();
+  require(k >= 1, fmt::format("DoubleLoop: the problem has {} inner problems; at least one is needed.", k));
+  Tensors y;
+  for (int64_t s = 0; s < k; ++s) y.push_back(problem.initial_inner(x, s).detach().clone());
+  check_point(problem, x, y.front(), "DoubleLoop::init");
+  const double moved = norm_of(project(x) - x);
+  require(moved <= 1e-6 * std::max(1.0, norm_of(x)),
+          fmt::format("The initial x does not satisfy the constraints on x (it is {:.3g} away); start inside them.", moved));
+  State state;
+  state.set("x", x);
+  state.set("y", entry_of(y));
+  state.set("step", int64_t{0});
+  state.set("inner_step", int64_t{0});
+  return state;
+}
+
+at::Tensor DoubleLoop::project(const at::Tensor& x) const {
+  const std::vector<Constraint> constraints = oracle_.problem().outer_constraints();
+  if (constraints.empty()) return x;
+  const Layout& layout = oracle_.problem().outer_layout();
+  require(constraints.size() == layout.parts().size(),
+          fmt::format("The problem gives {} constraints for {} parts of x; one for each part, or none, would be right.",
+                      constraints.size(), layout.parts().size()));
+  Tensors parts;
+  for (size_t i = 0; i < constraints.size(); ++i) {
+    const Part& part = layout.parts()[i];
+    parts.push_back(constraints[i].project(x.narrow(0, part.offset, part.size)));
+  }
+  return at::cat(parts);
+}
+
+DoubleLoop::Visit DoubleLoop::visit(State& state) const {
+  const auto began = std::chrono::steady_clock::now();
+  const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
+  const Cost cost_before = counted ? counted->cost() : Cost{};
+  const MemoryMeter meter;
+
+  const Problem& problem = oracle_.problem();
+  const at::Tensor x = state.tensor("x");
+  const int64_t k = problem.inner_problems();
+  const int64_t step = state.integer("step");
+  const bool warm = options_.start == Start::kWarm;
+
+  Visit visit;
+  Hypergradient& mean = visit.mean;
+  Tensors y, q;
+  std::vector<Tensors> rule_states;
+  std::vector<int64_t> state_steps;
+  int64_t inner_steps = 0;
+  for (int64_t s = 0; s < k; ++s) {
+    InnerStart start;
+    start.y = warm ? slice_of(state.tensor("y"), s, k) : problem.initial_inner(x, s).detach();
+    start.first_step = state.integer("inner_step");
+    if (warm && options_.carry_rule_state && state.has("inner.state_steps")) {
+      start.state_steps = state.tensor("inner.state_steps")[s].item<int64_t>();
+      for (int64_t j = 0; state.has(state_slot(j)); ++j) start.state.push_back(slice_of(state.tensor(state_slot(j)), s, k));
+    }
+    InnerSolution solution = solver_->solve(oracle_, x, s, start, estimator_->trajectory());
+
+    Batch inner_batch, outer_batch;
+    inner_batch.step = start.first_step + solution.steps;
+    outer_batch.step = step;
+    inner_batch.slice = outer_batch.slice = s;
+    inner_batch.seed = Stream(options_.seed, "inner products").at(step * k + s).seed();
+    outer_batch.seed = Stream(options_.seed, "outer loss").at(step * k + s).seed();
+    outer_batch.samples = options_.outer_batches.samples(step);
+    const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
+    EstimatorInput input{oracle_, *solver_, x, solution, inner_batch, outer_batch, q0};
+    input.damping = state.has("damping") ? state.number("damping") : 0.0;
+    Hypergradient one = estimator_->estimate(input);
+
+    y.push_back(solution.y);
+    rule_states.push_back(solution.state);
+    state_steps.push_back(solution.state_steps);
+    inner_steps = std::max(inner_steps, solution.steps);
+    if (one.q.defined()) q.push_back(one.q);
+    {
+      const at::NoGradGuard no_grad;
+      for (const auto& [name, value] : problem.metrics(x, solution.y)) visit.metrics[name] += value / static_cast<double>(k);
+    }
+    if (failed(solution.status) && !failed(visit.status)) visit.status = solution.status;
+    if (failed(solution.status) && one.grade != Grade::kBad) {
+      one.grade = Grade::kBad;
+      one.message = solution.message;
+    }
+    if (s == 0) {
+      mean = std::move(one);
+      continue;
+    }
+    if (one.grade > mean.grade) {
+      mean.grade = one.grade;
+      mean.message = fmt::format("Inner problem {}: {}", s, one.message);
+    }
+    mean.value = mean.value + one.value;
+    mean.direct = mean.direct + one.direct;
+    mean.inner_loss += one.inner_loss;
+    mean.outer_loss += one.outer_loss;
+    const auto worst = [](std::optional<double>& kept, const std::optional<double>& other) {
+      if (kept && other) kept = std::max(*kept, *other);
+      else kept.reset();  // nothing is known of the mean where nothing is known of one
+    };
+    mean.certificate.stationarity = std::max(mean.certificate.stationarity, one.certificate.stationarity);
+    worst(mean.certificate.relative_residual, one.certificate.relative_residual);
+    worst(mean.certificate.error_bound, one.certificate.error_bound);
+    worst(mean.certificate.distance_to_F, one.certificate.distance_to_F);
+    mean.cost += one.cost;
+  }
+  if (k > 1) {
+    const auto n = static_cast<double>(k);
+    mean.value = mean.value / n;
+    mean.direct = mean.direct / n;
+    mean.inner_loss /= n;
+    mean.outer_loss /= n;
+  }
+  mean.q = static_cast<int64_t>(q.size()) == k ? entry_of(q) : at::Tensor{};
+
+  state.set("y", entry_of(y));
+  if (mean.q.defined()) state.set("q", mean.q);
+  if (options_.carry_rule_state) {
+    for (size_t j = 0; j < rule_states.front().size(); ++j) {
+      Tensors slot;
+      for (const Tensors& one : rule_states) slot.push_back(one[j]);
+      state.set(state_slot(static_cast<int64_t>(j)), entry_of(slot));
+    }
+    state.set("inner.state_steps", at::tensor(state_steps, at::kLong));
+  }
+  state.set("inner_step", state.integer("inner_step") + inner_steps);
+
+  const bool finite = std::isfinite(mean.outer_loss) && std::isfinite(mean.inner_loss) && std::isfinite(norm_of(mean.value));
+  if (!finite) {
+    visit.status = Status::kNonFinite;
+    mean.grade = Grade::kBad;
+    if (mean.message.empty()) mean.message = "A loss or the hypergradient is not finite.";
+  }
+  visit.cost = counted ? counted->cost() - cost_before : mean.cost;
+  visit.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  visit.cost.peak_bytes = std::max(meter.peak_bytes(), mean.cost.peak_bytes);
+  mean.cost = visit.cost;
+  return visit;
+}
+
+Record DoubleLoop::describe(const State& state, const Visit& visit) const {
+  Record record;
+  record.step = state.integer("step");
+  record.outer_loss = visit.mean.outer_loss;
+  record.inner_loss = visit.mean.inner_loss;
+  record.hypergradient_norm = norm_of(visit.mean.value);
+  record.stationarity = visit.mean.certificate.stationarity;
+  record.metrics = visit.metrics;
+  record.status = visit.status;
+  record.grade = visit.mean.grade;
+  record.message = visit.mean.message;
+  record.cost = visit.cost;
+  return record;
+}
+
+Record DoubleLoop::step(State& state, int64_t n) const {
+  require(n >= 1, fmt::format("DoubleLoop::step: n = {}; at least one step can be done.", n));
+  Record record;
+  Cost cost;
+  for (int64_t i = 0; i < n; ++i) {
+    const Visit here = visit(state);
+    record = describe(state, here);
+    cost += here.cost;
+    if (here.status != Status::kNonFinite) {
+      const at::NoGradGuard no_grad;
+      state.set("x", project(outer_->step(state, state.tensor("x"), here.mean.value)));
+    }
+    state.set("step", state.integer("step") + 1);
+  }
+  record.cost = cost;
+  return record;
+}
+
+Record DoubleLoop::evaluate(State& state) const {
+  const Visit here = visit(state);
+  return describe(state, here);
+}
+
+Hypergradient DoubleLoop::hypergradient(const State& state) const {
+  State copy = state;
+  return visit(copy).mean;
+}
+
+}  // namespace bilevel

@@ -1,0 +1,67 @@
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bilevel/algorithm/algorithm.h"
+#include "bilevel/core/config.h"
+#include "bilevel/hypergrad/estimator.h"
+#include "bilevel/inner/inner_solver.h"
+#include "bilevel/outer/outer_optimizer.h"
+#include "bilevel/problem/batch.h"
+
+namespace bilevel {
+
+/// Where the inner solve of an outer step begins.
+enum class Start {
+  kWarm,  // at the y of the outer step before: y*(x) moves little, so a few steps keep up with it
+  kCold,  // at y₀(x), every time: what F_T of a study with fresh training runs means
+};
+
+struct DoubleLoopOptions {
+  Start start = Start::kWarm;
+  bool carry_rule_state = false;  // momenta of the old x push y the wrong way; carry them where an outer step is a few inner steps
+  bool warm_q = true;             // the linear solve begins at the q of the outer step before
+  BatchPlan outer_batches;        // all samples
+  uint64_t seed = 0;              // of losses that draw random numbers
+  std::vector<std::string> violations() const;
+};
+/// Reads [inner] start, carry_state.
+void read(Section& inner, DoubleLoopOptions& options);
+
+/// The double loop: solve the inner problem at x_k, estimate dF/dx there, move x, project, repeat.
+///
+///     y_k ≈ y*(x_k);  d_k ≈ dF/dx(x_k);  x_{k+1} = P(x_k + outer step along d_k)
+///
+/// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the State
+/// holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's state is
+/// carried, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems. `damping`, where
+/// present, is handed to the estimator. A hypergradient that is not finite is reported and does not move x.
+class DoubleLoop final : public Algorithm {
+ public:
+  /// Keeps a reference to `oracle`. Throws Error with the estimator's objections, and for a warm start where y₀ depends on x.
+  DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> solver, std::shared_ptr<const Estimator> estimator,
+             std::shared_ptr<const OuterOptimizer> outer, DoubleLoopOptions options);
+
+  std::string_view name() const override { return "double-loop"; }
+  State init() const override;
+  Record step(State& state, int64_t n) const override;
+  Record evaluate(State& state) const override;
+
+  /// One inner solve and one estimate at the point that the state holds.
+  Hypergradient hypergradient(const State& state) const;
+
+ private:
+  struct Visit;
+  Visit visit(State& state) const;
+  at::Tensor project(const at::Tensor& x) const;
+  Record describe(const State& state, const Visit& visit) const;
+
+  const Oracle& oracle_;
+  std::shared_ptr<const InnerSolver> solver_;
+  std::shared_ptr<const Estimator> estimator_;
+  std::shared_ptr<const OuterOptimizer> outer_;
+  DoubleLoopOptions options_;
+};
+
+}  // namespace bilevel

@@ -1,0 +1,64 @@
+#pragma once
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include <ATen/ATen.h>
+
+#include "bilevel/core/stream.h"
+#include "bilevel/linear/linear_solver.h"
+
+namespace bilevel::test {
+
+/// Q diag(eigenvalues) Qᵀ with a random rotation Q.
+inline at::Tensor symmetric(const std::vector<double>& eigenvalues, uint64_t seed = 1) {
+  const auto d = static_cast<int64_t>(eigenvalues.size());
+  const at::Tensor Q = std::get<0>(at::linalg_qr(Stream(seed, "rotation").at(0).normal({d, d})));
+  const at::Tensor M = Q.mul(at::tensor(eigenvalues, at::kDouble)).mm(Q.t());
+  return (M + M.t()) / 2;
+}
+
+/// Eigenvalues spread evenly in the logarithm from `low` to `high`.
+inline std::vector<double> spectrum(int64_t d, double low, double high) {
+  std::vector<double> values;
+  for (int64_t i = 0; i < d; ++i) values.push_back(low * std::pow(high / low, static_cast<double>(i) / static_cast<double>(d - 1)));
+  return values;
+}
+
+inline at::Tensor vector(int64_t d, uint64_t seed = 2) { return Stream(seed, "vector").at(0).normal({d}); }
+
+inline Operator product_with(const at::Tensor& M) {
+  Operator A;
+  A.dim = M.size(0);
+  A.symmetric = at::equal(M, M.t());
+  A.apply = [M](const at::Tensor& v) { return M.mv(v); };
+  return A;
+}
+
+/// The same, counting the products.
+inline Operator counted(const at::Tensor& M, int64_t& products) {
+  Operator A = product_with(M);
+  A.apply = [M, &products](const at::Tensor& v) {
+    ++products;
+    return M.mv(v);
+  };
+  return A;
+}
+
+/// A product that is NaN from the n-th on.
+inline Operator breaking(const at::Tensor& M, int64_t n) {
+  Operator A = product_with(M);
+  A.apply = [M, n, done = std::make_shared<int64_t>(0)](const at::Tensor& v) {
+    return ++*done >= n ? at::full_like(v, std::nan("")) : M.mv(v);
+  };
+  return A;
+}
+
+inline double length(const at::Tensor& v) { return at::linalg_vector_norm(v).item<double>(); }
+
+/// ‖a − b‖ / ‖b‖
+inline double distance(const at::Tensor& a, const at::Tensor& b) {
+  return length(a.to(at::kDouble) - b.to(at::kDouble)) / length(b.to(at::kDouble));
+}
+
+}  // namespace bilevel::test

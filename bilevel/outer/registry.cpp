@@ -1,0 +1,41 @@
+#include "bilevel/outer/registry.h"
+
+#include <fmt/format.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/outer/adam.h"
+#include "bilevel/outer/sgd.h"
+
+namespace bilevel {
+namespace {
+
+template <class Optimizer, class Options>
+OuterOptimizerRow row(std::string name, std::string description, Options defaults) {
+  return {std::move(name), std::move(description), [defaults](Section& section) -> std::unique_ptr<OuterOptimizer> {
+            Options options = defaults;
+            read(section, options);
+            return std::make_unique<Optimizer>(options);
+          }};
+}
+
+}  // namespace
+
+const std::vector<OuterOptimizerRow>& outer_optimizers() {
+  static const std::vector<OuterOptimizerRow> rows = {
+      row<OuterSgd>("sgd", "gradient descent; momentum, dampening, nesterov and weight_decay as in PyTorch", OuterSgdOptions{}),
+      row<OuterSgd>("momentum", "sgd with momentum 0.9 unless given", OuterSgdOptions{.momentum = 0.9}),
+      row<OuterAdam>("adam", "Adam, with amsgrad and weight_decay as in PyTorch", OuterAdamOptions{}),
+  };
+  return rows;
+}
+
+std::unique_ptr<OuterOptimizer> make_outer_optimizer(const std::string& name, Section& options) {
+  std::vector<std::string> known;
+  for (const auto& optimizer : outer_optimizers()) {
+    if (optimizer.name == name) return optimizer.make(options);
+    known.push_back(optimizer.name);
+  }
+  options.fail("rule", fmt::format("\"{}\" is no outer optimiser.{}", name, suggestion(name, known)));
+}
+
+}  // namespace bilevel

@@ -43,6 +43,7 @@ struct Cell {
   Cell(const char* content) : text(content) {}
   Cell(double value) : text(format_number(value)) {}
   static Cell mean(double value, double standard_error, int decimals);
+  static Cell measured(double value, double spread);  // as many decimals as the spread deserves: 0.8123 ± 0.0051
 
   std::string text, error;
 };
@@ -90,6 +91,10 @@ struct BarChart {
   std::string note = {};
 };
 
+/// The numbers of a chart, at most about `rows` of them.
+Table table_of(const LineChart& chart, size_t rows = 200);
+Table table_of(const BarChart& chart);
+
 /// Small pictures with captions, for example the most doubted images of one source.
 struct Gallery {
   struct Picture {
@@ -108,8 +113,8 @@ struct Preformatted {
 
 using Block = std::variant<Text, Figures, KeyValues, Table, LineChart, BarChart, Gallery, Preformatted>;
 
-/// What people look at: a document of titles, tables, charts and pictures that knows nothing of how it is shown. All texts are plain
-/// text in UTF-8; whoever shows them escapes them.
+/// What people look at: a document of titles, tables, charts and pictures that knows nothing of how it is shown. All texts are
+/// plain text in UTF-8; whoever shows them escapes them.
 struct Report {
   struct Section {
     std::string title;

@@ -1,0 +1,77 @@
+#include "bilevel/report/terminal.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <sstream>
+
+namespace bilevel {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+Report report_of(Block block) { return Report{.title = "title", .subtitle = "", .sections = {{"section", {std::move(block)}}}}; }
+
+size_t widest_line(const std::string& text) {
+  size_t widest = 0;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    size_t columns = 0;
+    for (const char c : line) columns += (static_cast<unsigned char>(c) & 0xc0) != 0x80;
+    widest = std::max(widest, columns);
+  }
+  return widest;
+}
+
+TEST(Terminal, AlignsNumbersToTheRightAndMarksTheRow) {
+  const std::string text =
+      render_terminal(report_of(Table{.title = "",
+                                      .columns = {{"row", false}, {"accuracy", true}},
+                                      .rows = {{{"all data", Cell::mean(73.2, 0.3, 1)}}, {{"λ", "8"}, true}}}));
+  EXPECT_THAT(text, HasSubstr("  row          accuracy\n  all data  73.2 ± 0.3\n▶ λ                  8\n"));
+}
+
+TEST(Terminal, KeepsToItsWidth) {
+  std::string words;
+  for (int i = 0; i < 60; ++i) words += "word ";
+  Report report = report_of(Text{words});
+  report.subtitle = words;
+  report.verdict = {Grade::kWarn, words};
+  report.sections[0].blocks.emplace_back(KeyValues{"", {{"key", words}}});
+  report.sections[0].blocks.emplace_back(
+      Table{.title = "", .columns = {{"a", false}, {"b", true}}, .rows = {{{Cell(words), "1"}}}});
+  report.sections[0].blocks.emplace_back(
+      BarChart{.title = "", .label_name = "l", .value_label = "v", .labels = {words}, .series = {{"s", {1.5}}}});
+  for (const int width : {50, 80, 120})
+    EXPECT_LE(widest_line(render_terminal(report, width)), static_cast<size_t>(width)) << width;
+}
+
+TEST(Terminal, DrawsCurvesFromLowToHigh) {
+  const std::string text = render_terminal(
+      report_of(LineChart{.title = "", .x_label = "", .y_label = "", .series = {{"loss", {0, 1, 2, 3}, {8, 1, NAN, 4.5}}}}));
+  EXPECT_THAT(text, HasSubstr("8 █▁ ▅ 4.5"));
+}
+
+TEST(Terminal, NegativeBarsGoToTheLeft) {
+  const std::string text = render_terminal(report_of(BarChart{
+      .title = "", .label_name = "part", .value_label = "x", .labels = {"a", "b", "c"}, .series = {{"x", {2, -1, NAN}}}}));
+  EXPECT_THAT(text, HasSubstr("a      2            │██████████\n"));
+  EXPECT_THAT(text, HasSubstr("b     -1       █████│\n"));
+}
+
+TEST(Terminal, ColourIsAskedForAndUserTextCannotBringItsOwn) {
+  Report report = report_of(Text{"evil \x1b[2J text"});
+  report.verdict = {Grade::kOk, "fine"};
+  EXPECT_THAT(render_terminal(report, 80, false), Not(HasSubstr("\x1b")));
+  EXPECT_THAT(render_terminal(report, 80, true), HasSubstr("\x1b[1;32mOK\x1b[0m"));
+  EXPECT_THAT(render_terminal(report, 80, true), Not(HasSubstr("\x1b[2J")));
+}
+
+TEST(Terminal, LeavesOutSectionsItCannotShow) {
+  EXPECT_THAT(render_terminal(report_of(Preformatted{"config", "text"})), Not(HasSubstr("section")));
+}
+
+}  // namespace
+}  // namespace bilevel

@@ -21,24 +21,24 @@ struct Pair {
   double sz;
 };
 
-double dot(const at::Tensor& a, const at::Tensor& b) { return a.dot(b).item<double>(); }
+double inner_product(const at::Tensor& a, const at::Tensor& b) { return a.dot(b).item<double>(); }
 
 at::Tensor direction(const at::Tensor& gradient, const std::deque<Pair>& pairs, const Preconditioner& precondition) {
   at::Tensor d = gradient.clone();
   std::vector<double> alphas(pairs.size());
   for (size_t i = pairs.size(); i-- > 0;) {
-    alphas[i] = dot(pairs[i].s, d) / pairs[i].sz;
+    alphas[i] = inner_product(pairs[i].s, d) / pairs[i].sz;
     d.sub_(pairs[i].z, alphas[i]);
   }
   if (precondition) d = precondition(d);
   if (!pairs.empty()) {
     const Pair& last = pairs.back();
-    d.mul_(last.sz / dot(last.z, precondition ? precondition(last.z) : last.z));
+    d.mul_(last.sz / inner_product(last.z, precondition ? precondition(last.z) : last.z));
   } else if (!precondition) {
     d.div_(std::max(1.0, d.norm().item<double>()));  // no scale is known yet
   }
   for (size_t i = 0; i < pairs.size(); ++i) {
-    d.add_(pairs[i].s, alphas[i] - dot(pairs[i].z, d) / pairs[i].sz);
+    d.add_(pairs[i].s, alphas[i] - inner_product(pairs[i].z, d) / pairs[i].sz);
   }
   return d;
 }
@@ -90,11 +90,11 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
   bool stuck = false;
   while (norm > options_.tolerance && solution.steps < options_.max_iterations && std::isfinite(norm + loss)) {
     at::Tensor d = direction(at_y.y, pairs, precondition);
-    double slope = dot(at_y.y, d);
+    double slope = inner_product(at_y.y, d);
     if (!(slope > 0)) {
       pairs.clear();
       d = direction(at_y.y, pairs, precondition);
-      slope = dot(at_y.y, d);
+      slope = inner_product(at_y.y, d);
     }
     double t = 1;
     at::Tensor trial;
@@ -116,7 +116,7 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
       continue;
     }
     Pair pair{trial - y, at_trial.y - at_y.y, 0};
-    pair.sz = dot(pair.s, pair.z);
+    pair.sz = inner_product(pair.s, pair.z);
     if (pair.sz > slack * pair.s.norm().item<double>() * pair.z.norm().item<double>()) {
       pairs.push_back(std::move(pair));
       if (static_cast<int64_t>(pairs.size()) > options_.memory) pairs.pop_front();

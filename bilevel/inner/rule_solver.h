@@ -55,8 +55,10 @@ class RuleSolver final : public InnerSolver {
 
   /// What step t depends on, at `point` with this gradient.
   RuleInput input(const SolveContext& context, const Point& point, int64_t t, at::Tensor gradient) const;
-  /// Step t of a solve, along `linearization` (at point.y and batch t) where given. Replaying it gives the same bits.
-  Point advance(const SolveContext& context, const Point& point, int64_t t, Linearization* linearization) const;
+  /// Step t of a solve.
+  Point advance(const SolveContext& context, const Point& point, int64_t t, const at::Tensor& gradient) const;
+  /// The same with the gradient asked for again: the bits of the solve.
+  Point replay(const SolveContext& context, const Point& point, int64_t t) const;
 
  private:
   double automatic_lr(const Oracle& oracle, const at::Tensor& x, int64_t slice, const at::Tensor& y) const;

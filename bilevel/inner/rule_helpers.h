@@ -1,0 +1,20 @@
+#pragma once
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/ATen.h>
+
+namespace bilevel {
+
+inline bool contains(const std::vector<std::string>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+/// The cotangent of a hyperparameter h in h ⊙ a, given a and that of the product: summed where h is a scalar.
+inline at::Tensor hyperparameter_bar(const at::Tensor& h, const at::Tensor& a, const at::Tensor& bar) {
+  return h.dim() == 0 ? at::dot(a, bar) : a * bar;
+}
+
+}  // namespace bilevel

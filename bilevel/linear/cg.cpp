@@ -1,15 +1,16 @@
 // Conjugate gradients, Hestenes & Stiefel, J. Res. NBS 49 (1952), §3:
 //
-//   α = rᵀr / pᵀAp      q ← q + α p      r' = r − α A p      p ← r' + (r'ᵀr' / rᵀr) p
+//   α = rᵀz / pᵀAp      q ← q + α p      r' = r − α A p      p ← z' + (r'ᵀz' / rᵀz) p      z = M⁻¹ r
 //
+// (M = I without a preconditioner)
 // with the guards of Ceres Solver's conjugate gradients: a test of the curvature pᵀAp, and the true residual now and then.
 #include "bilevel/linear/cg.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/linear/system.h"
@@ -52,7 +53,8 @@ std::vector<std::string> CgOptions::violations() const {
   std::vector<std::string> found;
   if (iterations < 1) found.push_back(fmt::format("iterations = {} must be at least 1", iterations));
   if (!(tolerance >= 0)) found.push_back(fmt::format("tolerance = {} must be at least 0", tolerance));
-  if (!(damping >= 0 && std::isfinite(damping))) found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
+  if (!(damping >= 0 && std::isfinite(damping)))
+    found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
   if (true_residual_every < 1) found.push_back(fmt::format("true_residual_every = {} must be at least 1", true_residual_every));
   return found;
 }
@@ -77,16 +79,17 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
 
   LinearResult result;
   Iterate best = start(system);
-  at::Tensor q = best.q, r = best.r, p = r;
-  at::Tensor rr = r.dot(r);
-  bool measured = true;     // q is best.q, with its true residual
-  double claimed_at = 0;    // the true residual when the recursive one last claimed convergence
+  const auto precondition = [&A](const at::Tensor& v) { return A.precondition ? A.precondition(v) : v; };
+  at::Tensor q = best.q, r = best.r, p = precondition(r);
+  at::Tensor rz = r.dot(p);
+  bool measured = true;  // q is best.q, with its true residual
+  double drifted = 0;    // the true residual where the recursive one was last found to be nothing but rounding
   result.status = best.residual <= tolerance ? Status::kConverged : Status::kIterationLimit;
 
   while (result.status == Status::kIterationLimit && result.iterations < options_.iterations) {
     const at::Tensor Ap = system.apply(p);
     const at::Tensor pAp = p.dot(Ap);
-    const at::Tensor alpha = rr / pAp;
+    const at::Tensor alpha = rz / pAp;
     at::Tensor r_new = r.addcmul(Ap, -alpha);
     at::Tensor rr_new = r_new.dot(r_new);
     const auto values = numbers({pAp, rr_new});
@@ -97,8 +100,8 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
     }
     if (values[0] <= 0) {
       result.status = Status::kIndefinite;
-      result.message = fmt::format("The curvature of iteration {} is {:.3g}, not positive; damping would help.", result.iterations + 1,
-                                   values[0]);
+      result.message = fmt::format("The curvature of iteration {} is {:.3g}, not positive; damping would help.",
+                                   result.iterations + 1, values[0]);
       break;
     }
     if (!std::isfinite(values[1])) {
@@ -109,17 +112,17 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
     q = q.addcmul(p, alpha);
     measured = false;
     double residual = std::sqrt(values[1]);
-    const bool claim = residual <= tolerance;
     bool restart = false;
     ++result.iterations;
 
-    if (claim || result.iterations % options_.true_residual_every == 0) {
+    if (residual <= tolerance || result.iterations % options_.true_residual_every == 0) {
       Iterate now = measure(system, q);
       if (!now.finite()) {
         result.status = Status::kNonFinite;
         result.message = fmt::format("The residual after iteration {} is not finite.", result.iterations);
         break;
       }
+      const double drift = at::linalg_vector_norm(now.r - r_new).item<double>();
       r_new = now.r;
       rr_new = r_new.dot(r_new);
       residual = now.residual;
@@ -129,12 +132,13 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
       }
       if (residual <= tolerance) {
         result.status = Status::kConverged;
-      } else if (claim) {
-        // The recursive residual has drifted from the true one: go on from the truth, once more at least, as long as that helps.
-        if (claimed_at > 0 && residual > 0.5 * claimed_at) {
-          result.message = fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residual, toString(b.scalar_type()));
+      } else if (drift > 0.5 * residual) {
+        // The recursion no longer knows the residual: go on from the true one, as long as that helps.
+        if (drifted > 0 && residual > 0.5 * drifted) {
+          result.message =
+              fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residual, toString(b.scalar_type()));
         }
-        claimed_at = residual;
+        drifted = residual;
         restart = true;
       }
     }
@@ -142,9 +146,11 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
     if (!result.message.empty()) break;
     // The direction must be built from the NEW residual; with the old one CG stalls at a few per cent error and still looks
     // plausible (a defect found in two published libraries).
-    p = restart ? r_new : r_new.addcmul(p, rr_new / rr);
+    const at::Tensor z_new = precondition(r_new);
+    const at::Tensor rz_new = A.precondition ? r_new.dot(z_new) : rr_new;
+    p = restart ? z_new : z_new.addcmul(p, rz_new / rz);
     r = r_new;
-    rr = rr_new;
+    rz = rz_new;
   }
 
   if (!measured) {
@@ -153,9 +159,10 @@ LinearResult Cg::solve(const Operator& A, const at::Tensor& b, const at::Tensor&
   }
   if (result.status == Status::kIterationLimit && best.residual <= tolerance) result.status = Status::kConverged;
   if (result.message.empty()) {
-    result.message = result.status == Status::kConverged
-                         ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, best.residual)
-                         : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, best.residual);
+    result.message =
+        result.status == Status::kConverged
+            ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, best.residual)
+            : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, best.residual);
   }
   result.solution = system.unscaled(best.q);
   result.relative_residual = best.residual;

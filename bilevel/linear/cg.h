@@ -15,8 +15,8 @@ void read(Section& section, CgOptions& options);
 
 /// Conjugate gradients for a symmetric positive definite operator (Hestenes & Stiefel 1952).
 ///
-/// Each iteration lowers both the energy norm and the 2-norm of the error q − q*, but not always the residual, which may rise for a
-/// while on an ill-conditioned A. So the best iterate is the last one before a failure, unless rounding has spoilt it. Negative
+/// Each iteration lowers both the energy norm and the 2-norm of the error q − q*, but not always the residual, which may rise for
+/// a while on an ill-conditioned A. So the best iterate is the last one before a failure, unless rounding has spoilt it. Negative
 /// curvature ends the solve with Status::kIndefinite. A q0 that is worse than zero, by the energy ½ qᵀA q − bᵀq, is dropped.
 class Cg final : public LinearSolver {
  public:

@@ -1,11 +1,11 @@
 #include "bilevel/linear/dense.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/linear/system.h"
@@ -37,7 +37,8 @@ at::Tensor matrix(const Operator& A, double damping, const at::TensorOptions& op
 
 std::vector<std::string> DenseOptions::violations() const {
   std::vector<std::string> found;
-  if (!(damping >= 0 && std::isfinite(damping))) found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
+  if (!(damping >= 0 && std::isfinite(damping)))
+    found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
   if (max_dim < 1) found.push_back(fmt::format("max_dim = {} must be at least 1", max_dim));
   return found;
 }
@@ -55,10 +56,11 @@ Dense::Dense(DenseOptions options) : options_(options) {
 
 LinearResult Dense::solve(const Operator& A, const at::Tensor& b, const at::Tensor& q0) const {
   const System system(A, options_.damping, b, q0, "Dense::solve");
-  require(A.dim <= options_.max_dim,
-          fmt::format("Dense::solve: A has dimension {}, more than max_dim = {}; its matrix would take {:.1f} GB. Take cg, or raise "
-                      "max_dim.",
-                      A.dim, options_.max_dim, 8e-9 * static_cast<double>(A.dim) * static_cast<double>(A.dim)));
+  require(
+      A.dim <= options_.max_dim,
+      fmt::format("Dense::solve: A has dimension {}, more than max_dim = {}; its matrix would take {:.1f} GB. Take cg, or raise "
+                  "max_dim.",
+                  A.dim, options_.max_dim, 8e-9 * static_cast<double>(A.dim) * static_cast<double>(A.dim)));
   if (auto trivial = system.trivial()) return *trivial;
 
   LinearResult result;
@@ -87,7 +89,8 @@ LinearResult Dense::solve(const Operator& A, const at::Tensor& b, const at::Tens
     // The drivers that know the rank run on the CPU only.
     q = std::get<0>(at::linalg_lstsq(M.cpu(), rhs.cpu(), smallest, "gelsd")).to(b.device());
     result.status = Status::kIndefinite;
-    result.message = fmt::format("A is singular to rounding (pivots from {:.3g} to {:.3g}); damping would help.", pivot[0], pivot[1]);
+    result.message =
+        fmt::format("A is singular to rounding (pivots from {:.3g} to {:.3g}); damping would help.", pivot[0], pivot[1]);
   }
   q = q.squeeze(1).to(b.scalar_type());
   result.relative_residual = at::linalg_vector_norm(system.residual(q)).item<double>();

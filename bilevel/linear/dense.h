@@ -11,7 +11,8 @@ struct DenseOptions {
 };
 void read(Section& section, DenseOptions& options);
 
-/// The matrix of A, by d products, and its LU decomposition in double: exact to rounding for any regular A, symmetric and definite or not.
+/// The matrix of A, by d products, and its LU decomposition in double: exact to rounding for any regular A, symmetric and
+/// definite or not.
 ///
 /// A matrix that is singular to rounding gives Status::kIndefinite and the least-squares solution of the smallest norm. q0 is not
 /// used.

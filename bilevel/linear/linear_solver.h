@@ -1,10 +1,10 @@
 #pragma once
+#include <ATen/core/Tensor.h>
+
 #include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "bilevel/core/status.h"
 
@@ -16,6 +16,8 @@ struct Operator {
   bool symmetric = true;
   std::function<at::Tensor(const at::Tensor&)> apply;             // A v
   std::function<at::Tensor(const at::Tensor&)> apply_transposed;  // Aᵀ v; may be empty where A is symmetric
+  std::function<at::Tensor(const at::Tensor&)>
+      precondition;     // M⁻¹ v, M ≈ A symmetric positive definite; may be empty; cg uses it
   bool blocks = false;  // the products also take [k, d], k vectors row by row
   /// A step s for which q ← q + s (b − A q) settles, for solvers that take such steps and were given none: the inner step size.
   /// A scalar or [d]; undefined: unknown.
@@ -23,12 +25,12 @@ struct Operator {
 };
 
 struct LinearResult {
-  at::Tensor solution;                // the best iterate
+  at::Tensor solution;  // the best iterate
   Status status = Status::kIterationLimit;
-  std::string message;                // one sentence
-  double relative_residual = 0;       // ‖b − A q‖ / ‖b‖, computed from the solution itself; infinite where b is not finite
-  int64_t iterations = 0;             // products with A that moved the iterate
-  std::vector<double> history;        // relative residual after each iteration
+  std::string message;           // one sentence
+  double relative_residual = 0;  // ‖b − A q‖ / ‖b‖, computed from the solution itself; infinite where b is not finite
+  int64_t iterations = 0;        // products with A that moved the iterate
+  std::vector<double> history;   // relative residual after each iteration
 };
 
 /// Solves A q = b, or (A + δI) q = b where the solver's options have a damping δ; residuals are those of the system solved.

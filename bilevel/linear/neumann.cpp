@@ -2,10 +2,10 @@
 // from q_0 = 0, q_{K+1} = s Σ_{i=0…K} (I − sA)^i b with K products.
 #include "bilevel/linear/neumann.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/linear/system.h"
@@ -20,8 +20,10 @@ at::Tensor scale_for(const NeumannOptions& options, const Operator& A, const at:
   const at::Tensor& s = A.step_size;
   require(s.defined(), "Neumann::solve: no scale is known; give `scale` > 0, below 2 / (largest eigenvalue of A).");
   require(s.dim() == 0 || s.sizes() == b.sizes(),
-          fmt::format("Neumann::solve: A.step_size has shape [{}], expected a scalar or [{}].", fmt::join(s.sizes(), ", "), b.size(0)));
-  require((s > 0).all().item<bool>(), "Neumann::solve: A.step_size is not positive; it must be, and below 2 / (largest eigenvalue of A).");
+          fmt::format("Neumann::solve: A.step_size has shape [{}], expected a scalar or [{}].", fmt::join(s.sizes(), ", "),
+                      b.size(0)));
+  require((s > 0).all().item<bool>(),
+          "Neumann::solve: A.step_size is not positive; it must be, and below 2 / (largest eigenvalue of A).");
   return s.detach().to(b.options());
 }
 
@@ -31,7 +33,8 @@ std::vector<std::string> NeumannOptions::violations() const {
   std::vector<std::string> found;
   if (iterations < 0) found.push_back(fmt::format("iterations = {} must be at least 0", iterations));
   if (!(tolerance >= 0)) found.push_back(fmt::format("tolerance = {} must be at least 0", tolerance));
-  if (!(damping >= 0 && std::isfinite(damping))) found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
+  if (!(damping >= 0 && std::isfinite(damping)))
+    found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
   if (!(scale >= 0 && std::isfinite(scale))) {
     found.push_back(fmt::format("scale = {} must be positive, or 0 for the inner step size", scale));
   }
@@ -55,8 +58,8 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
   const System system(A, options_.damping, b, q0, "Neumann::solve");
   if (auto trivial = system.trivial()) return *trivial;
   const at::Tensor s = scale_for(options_, A, b);
-  // For a symmetric A and a scalar s, ‖r_k‖² = Σ c_i² (1 − s λ_i)^{2k} is log-convex in k: once it rises it rises for ever, and what
-  // is allowed is for rounding only. Otherwise ‖r_k‖ may rise for a while and still settle.
+  // For a symmetric A and a scalar s, ‖r_k‖² = Σ c_i² (1 − s λ_i)^{2k} is log-convex in k: once it rises it rises for ever, and
+  // what is allowed is for rounding only. Otherwise ‖r_k‖ may rise for a while and still settle.
   const double growth = A.symmetric && s.dim() == 0 ? 1.001 : 100.0;
 
   LinearResult result;

@@ -13,9 +13,9 @@ struct NeumannOptions {
 };
 void read(Section& section, NeumannOptions& options);
 
-/// The truncated Neumann series  q = q0 + s Σ_{i=0…K} (I − sA)^i (b − A q0)  (Lorraine, Vicol & Duvenaud 2020, Algorithm 3), which
-/// is Richardson's iteration; with q0 = 0 and s the inner step size it equals unrolling K + 1 steps of gradient descent at the
-/// solution.
+/// The truncated Neumann series  q = q0 + s Σ_{i=0…K} (I − sA)^i (b − A q0)  (Lorraine, Vicol & Duvenaud 2020, Algorithm 3),
+/// which is Richardson's iteration; with q0 = 0 and s the inner step size it equals unrolling K + 1 steps of gradient descent at
+/// the solution.
 ///
 /// The error shrinks by max |1 − s λ| over the eigenvalues λ of A with each term. Terms that grow end the solve with
 /// Status::kDiverged and the iterate of the smallest residual. A q0 whose residual is not below that of zero is dropped.

@@ -1,11 +1,11 @@
 #include "bilevel/linear/system.h"
 
-#include <cmath>
-#include <limits>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <cmath>
+#include <limits>
 
 #include "bilevel/core/error.h"
 

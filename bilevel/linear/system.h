@@ -20,11 +20,11 @@ class System {
   std::optional<LinearResult> trivial() const;
 
   const at::Tensor& b() const { return b_; }
-  const at::Tensor& q0() const { return q0_; }                   // undefined where there is none
-  double epsilon() const;                                        // rounding of the dtype
-  at::Tensor apply(const at::Tensor& v) const;                   // (A + δI) v, without a graph
-  at::Tensor residual(const at::Tensor& q) const;                // b − (A + δI) q
-  at::Tensor unscaled(const at::Tensor& q) const;                // in the scale of the b that was given
+  const at::Tensor& q0() const { return q0_; }     // undefined where there is none
+  double epsilon() const;                          // rounding of the dtype
+  at::Tensor apply(const at::Tensor& v) const;     // (A + δI) v, without a graph
+  at::Tensor residual(const at::Tensor& q) const;  // b − (A + δI) q
+  at::Tensor unscaled(const at::Tensor& q) const;  // in the scale of the b that was given
 
  private:
   const Operator& A_;

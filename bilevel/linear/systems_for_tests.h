@@ -1,9 +1,9 @@
 #pragma once
+#include <ATen/ATen.h>
+
 #include <cmath>
 #include <memory>
 #include <vector>
-
-#include <ATen/ATen.h>
 
 #include "bilevel/core/stream.h"
 #include "bilevel/linear/linear_solver.h"
@@ -21,7 +21,8 @@ inline at::Tensor symmetric(const std::vector<double>& eigenvalues, uint64_t see
 /// Eigenvalues spread evenly in the logarithm from `low` to `high`.
 inline std::vector<double> spectrum(int64_t d, double low, double high) {
   std::vector<double> values;
-  for (int64_t i = 0; i < d; ++i) values.push_back(low * std::pow(high / low, static_cast<double>(i) / static_cast<double>(d - 1)));
+  for (int64_t i = 0; i < d; ++i)
+    values.push_back(low * std::pow(high / low, static_cast<double>(i) / static_cast<double>(d - 1)));
   return values;
 }
 

@@ -1,11 +1,12 @@
 //   d = ∂F/∂x + w x      m ← β₁ m + (1 − β₁) d      v ← β₂ v + (1 − β₂) d²      u = v, or the largest v so far (amsgrad)
+//   shared: the mean of d² stands for each d²
 //   x ← x − γ / (1 − β₁ᵗ) · m / (√u / √(1 − β₂ᵗ) + ε)
 #include "bilevel/outer/adam.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/outer/step.h"
@@ -31,6 +32,7 @@ void read(Section& section, OuterAdamOptions& options) {
   section.read("eps", options.eps);
   section.read("weight_decay", options.weight_decay);
   section.read("amsgrad", options.amsgrad);
+  section.read("shared", options.shared);
   section.check(options.violations());
 }
 
@@ -48,7 +50,8 @@ at::Tensor OuterAdam::step(State& state, const at::Tensor& x, const at::Tensor& 
   const int64_t t = state.has("outer.step") ? state.integer("outer.step") + 1 : 1;
   const at::Tensor d = options_.weight_decay == 0 ? gradient : gradient.add(x, options_.weight_decay);
   const at::Tensor m = moment("outer.exp_avg").lerp(d, 1 - beta1);
-  const at::Tensor v = moment("outer.exp_avg_sq").mul(beta2).addcmul(d, d, 1 - beta2);
+  const at::Tensor square = options_.shared ? d.square().mean().expand_as(d) : d.square();
+  const at::Tensor v = moment("outer.exp_avg_sq").mul(beta2).add(square, 1 - beta2);
   state.set("outer.step", t);
   state.set("outer.exp_avg", m);
   state.set("outer.exp_avg_sq", v);

@@ -8,11 +8,12 @@
 namespace bilevel {
 
 struct OuterAdamOptions {
-  double lr = 0.1;                          // about the change of each x in a step, whatever the gradient's scale
+  double lr = 0.1;                           // about the change of each x in a step, whatever the gradient's scale
   std::vector<double> betas = {0.9, 0.999};  // memory of the gradient and of its square
-  double eps = 1e-8;                        // added to the root of the square
-  double weight_decay = 0.0;                // added to the gradient: ½ weight_decay ‖x‖² more in F
-  bool amsgrad = false;                     // divides by the largest square so far (Reddi, Kale & Kumar 2018)
+  double eps = 1e-8;                         // added to the root of the square
+  double weight_decay = 0.0;                 // added to the gradient: ½ weight_decay ‖x‖² more in F
+  bool amsgrad = false;                      // divides by the largest square so far (Reddi, Kale & Kumar 2018)
+  bool shared = false;  // one second moment for all of x, the mean of the squares: steps keep the gradient's proportions
   std::vector<std::string> violations() const;
 };
 void read(Section& section, OuterAdamOptions& options);

@@ -6,8 +6,8 @@
 
 namespace bilevel {
 
-/// Moves x along a hypergradient. Its memory lives in the State under names that start with `outer.`; the entry `outer_scale`, where
-/// present, multiplies every step.
+/// Moves x along a hypergradient. Its memory lives in the State under names that start with `outer.`; the entry `outer_scale`,
+/// where present, multiplies every step.
 class OuterOptimizer {
  public:
   virtual ~OuterOptimizer() = default;

@@ -70,7 +70,8 @@ TEST(OuterOptimizers, LeaveXAndTheGradientAloneAndKeepTheDtype) {
 }
 
 TEST(OuterRegistry, MakesEachRowAndWritesItsDefaults) {
-  EXPECT_LT(error_after_six(*make("momentum", "lr = 0.05"), {2.1989521838816652, -2.7338966546102381, -0.91150702935333383}), 1e-12);
+  EXPECT_LT(error_after_six(*make("momentum", "lr = 0.05"), {2.1989521838816652, -2.7338966546102381, -0.91150702935333383}),
+            1e-12);
   for (const auto& row : outer_optimizers()) {
     const Config config = Config::parse("", "test.toml");
     Section section = config.root();

@@ -2,10 +2,10 @@
 //   x ← x − γ m            Nesterov: x ← x − γ (d + μ m)
 #include "bilevel/outer/sgd.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/outer/step.h"

@@ -1,7 +1,7 @@
 #pragma once
-#include <string_view>
-
 #include <ATen/core/Tensor.h>
+
+#include <string_view>
 
 #include "bilevel/core/state.h"
 

@@ -29,12 +29,15 @@ at::Tensor Constraint::project(const at::Tensor& part) const {
   switch (kind) {
     case Kind::kNone: return part;
     case Kind::kBox:
-      require(lower <= upper, fmt::format("Constraint::project: the box from {} to {} is empty; expected lower ≤ upper.", lower, upper));
+      require(lower <= upper,
+              fmt::format("Constraint::project: the box from {} to {} is empty; expected lower ≤ upper.", lower, upper));
       return part.clamp(lower, upper);
     case Kind::kSimplex:
-      require(part.dim() == 1 && part.size(0) > 0,
-              fmt::format("Constraint::project: a simplex needs a flat part with at least one element, not {} dimensions and {} elements.",
-                          part.dim(), part.numel()));
+      require(
+          part.dim() == 1 && part.size(0) > 0,
+          fmt::format(
+              "Constraint::project: a simplex needs a flat part with at least one element, not {} dimensions and {} elements.",
+              part.dim(), part.numel()));
       return project_to_simplex(part);
   }
   return part;

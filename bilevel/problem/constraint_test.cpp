@@ -1,10 +1,9 @@
 #include "bilevel/problem/constraint.h"
 
-#include <cmath>
-
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include <ATen/ATen.h>
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
@@ -12,7 +11,7 @@
 namespace bilevel {
 namespace {
 
-double sum(const at::Tensor& v) { return v.sum().item<double>(); }
+double total(const at::Tensor& v) { return v.sum().item<double>(); }
 
 /// How far w is from the optimality conditions of min ½‖w − v‖² over w ≥ 0, Σ w = 1: with the multiplier θ of the sum,
 /// v_i − w_i = θ where w_i > 0, and v_i ≤ θ where w_i = 0.
@@ -23,7 +22,7 @@ double violation(const at::Tensor& v, const at::Tensor& w) {
   const double equal = (slack.masked_select(positive) - theta).abs().max().item<double>();
   const at::Tensor zeros = slack.masked_select(positive.logical_not());
   const double above = zeros.numel() == 0 ? 0 : std::max(0.0, (zeros - theta).max().item<double>());
-  return std::max({equal, above, std::abs(sum(w) - 1), std::max(0.0, -w.min().item<double>())});
+  return std::max({equal, above, std::abs(total(w) - 1), std::max(0.0, -w.min().item<double>())});
 }
 
 TEST(Constraint, ProjectsOntoTheSimplexByTheOptimalityConditions) {
@@ -51,7 +50,7 @@ TEST(Constraint, TheSimplexProjectionIsNearestAmongPointsOfTheSimplex) {
   for (int i = 0; i < 200; ++i) {
     const at::Tensor z = -draw.uniform({6}).add(1e-12).log();
     const at::Tensor other = z / z.sum();
-    EXPECT_LE(sum((v - w) * (other - w)), 1e-12);  // the variational inequality of a projection
+    EXPECT_LE(total((v - w) * (other - w)), 1e-12);  // the variational inequality of a projection
   }
 }
 
@@ -83,7 +82,7 @@ TEST(Constraint, TheSimplexProjectionDoesNotFeelAConstantAddedToThePart) {
   const at::Tensor many = Stream(7, "many").at(0).normal({100000}, at::kFloat).mul(1e-6);
   const at::Tensor projected = Constraint::simplex().project(many);
   EXPECT_EQ(projected.scalar_type(), at::kFloat);
-  EXPECT_NEAR(sum(projected.to(at::kDouble)), 1, 1e-6);
+  EXPECT_NEAR(total(projected.to(at::kDouble)), 1, 1e-6);
 }
 
 TEST(Constraint, LeavesItsArgumentAloneAndRefusesWhatIsEmpty) {

@@ -1,0 +1,57 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+#include "bilevel/hypergrad/estimator.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/problem/problem.h"
+
+/// Slow and plain ways to the quantities that estimators define, which share no code with them.
+namespace bilevel::testing {
+
+/// ∂(∂y g)/∂y [dy, dy], row by row by autograd.
+at::Tensor hessian(const Problem& problem, const at::Tensor& x, const at::Tensor& y);
+/// ∂(∂y g)/∂x [dy, dx].
+at::Tensor cross(const Problem& problem, const at::Tensor& x, const at::Tensor& y);
+/// ∂y f and ∂x f.
+at::Tensor outer_grad_y(const Problem& problem, const at::Tensor& x, const at::Tensor& y);
+at::Tensor outer_grad_x(const Problem& problem, const at::Tensor& x, const at::Tensor& y);
+
+struct PlainRule {
+  enum class Kind { kSgd, kAdam } kind = Kind::kSgd;
+  double lr = 0.1, momentum = 0.0, weight_decay = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  bool nesterov = false, decoupled = false;
+  bool learned_lr = false, learned_momentum = false;  // taken from Problem::rule_hyperparameters, in that order
+};
+
+/// f(x, y_T(x)) in one graph through all T steps, the optimisers as their papers write them; the first `held` steps are detached.
+at::Tensor unrolled_loss(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t held = 0,
+                         int64_t slice = 0);
+/// y_T without a graph.
+at::Tensor unrolled_end(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t slice = 0);
+/// Its derivative by x.
+at::Tensor unrolled_gradient(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t held = 0,
+                             int64_t slice = 0);
+
+/// Central differences of `f` at x.
+at::Tensor differences(const std::function<double(const at::Tensor&)>& f, const at::Tensor& x, double step = 1e-5);
+
+/// ‖a − b‖ / ‖b‖
+double relative_error(const at::Tensor& a, const at::Tensor& b);
+
+/// The engine's solver for a plain rule.
+RuleSolver rule_solver(const PlainRule& rule, int64_t steps, BatchPlan plan = BatchPlan::full());
+
+struct Extras {
+  int64_t slice = 0;
+  at::Tensor y = {};  // a warm start
+  at::Tensor q0 = {};
+  double damping = 0.0;
+};
+/// Solves the inner problem at x and asks `estimator`.
+Hypergradient estimate(const Estimator& estimator, const Problem& problem, const InnerSolver& solver, const at::Tensor& x,
+                       const Extras& extras = {});
+
+}  // namespace bilevel::testing

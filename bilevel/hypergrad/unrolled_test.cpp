@@ -1,0 +1,212 @@
+#include "bilevel/hypergrad/unrolled.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "bilevel/core/error.h"
+#include "bilevel/hypergrad/implicit.h"
+#include "bilevel/hypergrad/plain_test.h"
+#include "bilevel/inner/lbfgs.h"
+#include "bilevel/linear/neumann.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/problem/test_problems.h"
+
+namespace bilevel {
+namespace {
+
+using namespace testing;
+using ::testing::HasSubstr;
+
+PlainRule plain(double lr) {
+  PlainRule rule;
+  rule.lr = lr;
+  return rule;
+}
+
+std::vector<std::pair<std::string, PlainRule>> all_rules() {
+  PlainRule momentum = plain(0.05), nesterov = plain(0.05), decay = plain(0.1), adam = plain(0.03), adamw = plain(0.03);
+  momentum.momentum = nesterov.momentum = 0.9;
+  nesterov.nesterov = true;
+  nesterov.weight_decay = decay.weight_decay = 0.1;
+  adam.kind = adamw.kind = PlainRule::Kind::kAdam;
+  adam.weight_decay = 0.02;
+  adamw.weight_decay = 0.1;
+  adamw.decoupled = true;
+  return {{"sgd", plain(0.1)},       {"momentum", momentum}, {"nesterov with decay", nesterov},
+          {"sgd with decay", decay}, {"adam", adam},         {"adamw", adamw}};
+}
+
+// F_T by the engine's own inner solver.
+double loss_after(const Problem& problem, const RuleSolver& solver, const at::Tensor& x) {
+  const AutodiffOracle oracle(problem);
+  InnerStart start;
+  start.y = problem.initial_inner(x, 0).detach();
+  return oracle.outer_value(x, solver.solve(oracle, x, 0, start, {}).y, Batch{}).item<double>();
+}
+
+TEST(Unrolled, EqualsOneGraphThroughAllStepsForEveryRule) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  for (const auto& [name, rule] : all_rules()) {
+    const Hypergradient h = estimate(Unrolled(), problem, rule_solver(rule, 12), x);
+    EXPECT_LT(relative_error(h.value, unrolled_gradient(problem, x, rule, 12)), 1e-9) << name;
+    EXPECT_NEAR(h.outer_loss, unrolled_loss(problem, x, rule, 12).item<double>(), 1e-12) << name;
+    EXPECT_GT(relative_error(h.direct, h.value), 0.01) << name;
+    EXPECT_EQ(h.grade, Grade::kOk) << h.message;
+    EXPECT_EQ(h.certificate.differentiates, "F_T");
+  }
+}
+
+TEST(Unrolled, EqualsDifferencesOfTheLossAfterTStepsForEveryRule) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  for (const auto& [name, rule] : all_rules()) {
+    const RuleSolver solver = rule_solver(rule, 12);
+    const auto loss = [&](const at::Tensor& at_x) { return loss_after(problem, solver, at_x); };
+    EXPECT_LT(relative_error(estimate(Unrolled(), problem, solver, x).value, differences(loss, x)), 1e-6) << name;
+  }
+}
+
+TEST(Unrolled, GoesBackThroughTheSameMinibatches) {
+  const LogisticWeightsProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver =
+      rule_solver(plain(0.5), 15, BatchPlan::shuffled(problem.inner_samples(), 7, Stream(3, "inner batches")));
+  const auto loss = [&](const at::Tensor& at_x) { return loss_after(problem, solver, at_x); };
+  const at::Tensor value = estimate(Unrolled(), problem, solver, x).value;
+  EXPECT_LT(relative_error(value, differences(loss, x)), 1e-6);
+  EXPECT_GT(relative_error(value, unrolled_gradient(problem, x, plain(0.5), 15)), 0.01);  // the full batch's
+}
+
+TEST(Unrolled, TruncatedHoldsThePointBeforeTheLastStepsFixed) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  for (const auto& [name, rule] : all_rules()) {
+    const Hypergradient h = estimate(Unrolled({.steps = 4}), problem, rule_solver(rule, 12), x);
+    EXPECT_LT(relative_error(h.value, unrolled_gradient(problem, x, rule, 12, 8)), 1e-9) << name;
+    EXPECT_GT(relative_error(h.value, unrolled_gradient(problem, x, rule, 12)), 0.01) << name;
+    EXPECT_GT(relative_error(h.value, unrolled_gradient(problem, x, rule, 12, 9)), 0.01) << name;
+  }
+  // More steps than there are is all of them.
+  const PlainRule rule = plain(0.1);
+  const Hypergradient whole = estimate(Unrolled({.steps = 40}), problem, rule_solver(rule, 12), x);
+  EXPECT_LT(relative_error(whole.value, unrolled_gradient(problem, x, rule, 12)), 1e-9);
+  EXPECT_EQ(whole.certificate.differentiates, "F_T");
+}
+
+TEST(Unrolled, MemoryPoliciesAgree) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  for (const auto& [name, rule] : all_rules()) {
+    for (const int64_t last : {0, 9}) {
+      const RuleSolver solver = rule_solver(rule, 23);
+      const at::Tensor graphs = estimate(Unrolled({last, Memory::kGraphs}), problem, solver, x).value;
+      const at::Tensor states = estimate(Unrolled({last, Memory::kStates}), problem, solver, x).value;
+      const at::Tensor checkpoints = estimate(Unrolled({last, Memory::kCheckpoints}), problem, solver, x).value;
+      EXPECT_LT(relative_error(states, graphs), 1e-12) << name;
+      EXPECT_LT(relative_error(checkpoints, graphs), 1e-12) << name;
+    }
+  }
+}
+
+TEST(Unrolled, TendsToTheHypergradientAsTheInnerSolveConverges) {
+  const QuadraticProblem problem({.condition = 20.0});
+  const at::Tensor x = problem.initial_outer();
+  double last = 1e300;
+  for (const int64_t steps : {20, 60, 180}) {
+    const double error =
+        relative_error(estimate(Unrolled(), problem, rule_solver(plain(1.0), steps), x).value, problem.hypergradient(x));
+    EXPECT_LT(error, 0.3 * last);
+    last = error;
+  }
+  EXPECT_LT(relative_error(estimate(Unrolled(), problem, rule_solver(plain(1.0), 900), x).value, problem.hypergradient(x)),
+            1e-10);
+}
+
+TEST(Unrolled, TruncatedAtTheSolutionEqualsNeumannWithOneProductLess) {
+  const LogisticWeightsProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const at::Tensor y = problem.solution(x);
+  const RuleSolver solver = rule_solver(plain(0.8), 30);
+  for (const int64_t k : {1, 2, 7, 20}) {
+    const Hypergradient unrolled = estimate(Unrolled({.steps = k}), problem, solver, x, {.y = y});
+    const Implicit neumann(std::make_unique<Neumann>(NeumannOptions{.iterations = k - 1}));
+    const Hypergradient implicit = estimate(neumann, problem, solver, x, {.y = y});
+    EXPECT_LT(relative_error(unrolled.value, implicit.value), 1e-10) << k;
+    const Implicit one_more(std::make_unique<Neumann>(NeumannOptions{.iterations = k}));
+    EXPECT_GT(relative_error(unrolled.value, estimate(one_more, problem, solver, x, {.y = y}).value), 1e-6) << k;
+  }
+}
+
+TEST(Unrolled, DifferentiatesHyperparametersOfTheRuleThatXDetermines) {
+  const MlpProblem base;
+  const LearnedRuleProblem problem(base, 0.08, 0.7);
+  const at::Tensor x = problem.initial_outer();
+  PlainRule rule;
+  rule.learned_lr = rule.learned_momentum = true;
+  for (const bool nesterov : {false, true}) {
+    rule.nesterov = nesterov;
+    rule.momentum = 0.7;
+    const RuleSolver solver = rule_solver(rule, 10);
+    const at::Tensor value = estimate(Unrolled(), problem, solver, x).value;
+    const at::Tensor expected = unrolled_gradient(problem, x, rule, 10);
+    EXPECT_LT(relative_error(value, expected), 1e-9);
+    EXPECT_LT(relative_error(value.narrow(0, x.size(0) - 2, 2), expected.narrow(0, x.size(0) - 2, 2)), 1e-9);
+    EXPECT_GT(expected[-1].abs().item<double>(), 1e-3);
+    const auto loss = [&](const at::Tensor& at_x) { return loss_after(problem, solver, at_x); };
+    EXPECT_LT(relative_error(value, differences(loss, x)), 1e-6);
+  }
+}
+
+TEST(Unrolled, DifferentiatesAStartThatDependsOnXUnlessItWasCarriedOver) {
+  const SinusoidMamlProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver = rule_solver(plain(0.1), 3);
+  for (int64_t slice = 0; slice < 4; ++slice) {
+    const Hypergradient h = estimate(Unrolled(), problem, solver, x, {.slice = slice});
+    EXPECT_LT(relative_error(h.value, unrolled_gradient(problem, x, plain(0.1), 3, 0, slice)), 1e-10);
+    const Hypergradient warm = estimate(Unrolled(), problem, solver, x, {.slice = slice, .y = x});
+    EXPECT_EQ(warm.value.abs().max().item<double>(), 0.0);  // x is the start, and nothing else
+  }
+}
+
+TEST(Unrolled, AtZeroStepsIsTheDirectTermAndTheStart) {
+  const SinusoidMamlProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const at::Tensor value = estimate(Unrolled(), problem, rule_solver(plain(0.1), 0), x).value;
+  EXPECT_LT(relative_error(value, outer_grad_y(problem, x, x)), 1e-12);
+}
+
+TEST(Unrolled, WorksInSinglePrecision) {
+  const MlpProblem problem({.dtype = at::kFloat}), reference;
+  for (const auto& [name, rule] : all_rules()) {
+    const Hypergradient h = estimate(Unrolled(), problem, rule_solver(rule, 12), problem.initial_outer());
+    EXPECT_EQ(h.value.scalar_type(), at::kFloat);
+    const at::Tensor expected = unrolled_gradient(reference, problem.initial_outer().to(at::kDouble), rule, 12);
+    EXPECT_LT(relative_error(h.value.to(at::kDouble), expected), 1e-4) << name;
+  }
+}
+
+TEST(Unrolled, GradesADivergedOrNonFiniteSolveBad) {
+  const QuadraticProblem problem;
+  const Hypergradient diverged = estimate(Unrolled(), problem, rule_solver(plain(30.0), 40), problem.initial_outer());
+  EXPECT_EQ(diverged.grade, Grade::kBad) << diverged.message;
+  const at::Tensor nan = at::full_like(problem.initial_outer(), std::numeric_limits<double>::quiet_NaN());
+  EXPECT_EQ(estimate(Unrolled(), problem, rule_solver(plain(0.1), 3), nan).grade, Grade::kBad);
+}
+
+TEST(Unrolled, RefusesSolversThatTakeNoStepsOfARule) {
+  const QuadraticProblem problem;
+  const auto objections = Unrolled().objections(problem, Lbfgs({}));
+  ASSERT_EQ(objections.size(), 1u);
+  EXPECT_THAT(objections[0], HasSubstr("lbfgs"));
+  EXPECT_TRUE(Unrolled().objections(problem, rule_solver(plain(0.1), 3)).empty());
+  EXPECT_THROW(Unrolled({.steps = -1}), Error);
+}
+
+}  // namespace
+}  // namespace bilevel

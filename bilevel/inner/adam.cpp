@@ -1,8 +1,8 @@
 #include "bilevel/inner/adam.h"
 
-#include <cmath>
-
 #include <fmt/format.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/inner/rule_helpers.h"

@@ -5,15 +5,15 @@
 namespace bilevel {
 
 struct AdamRuleOptions {
-  double lr = 1e-3;                  // PyTorch's default; RuleSolver puts its own in its place
+  double lr = 1e-3;  // PyTorch's default; RuleSolver puts its own in its place
   double beta1 = 0.9, beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;
-  bool decoupled = false;            // true: AdamW (Loshchilov & Hutter 2019), y shrinks by lr·w apart from the gradient
+  bool decoupled = false;  // true: AdamW (Loshchilov & Hutter 2019), y shrinks by lr·w apart from the gradient
   bool amsgrad = false;
-  std::vector<std::string> learned;  // hyperparameters that x determines
+  std::vector<std::string> learned = {};  // hyperparameters that x determines
 
-  static AdamRuleOptions adamw();    // PyTorch's defaults of AdamW: weight_decay = 0.01, decoupled
+  static AdamRuleOptions adamw();  // PyTorch's defaults of AdamW: weight_decay = 0.01, decoupled
   std::vector<std::string> violations() const;
 };
 /// Keys: betas, eps, weight_decay, amsgrad.

@@ -40,7 +40,8 @@ TEST(AdamRule, TakesTheStepsOfTorchOptim) {
 TEST(AdamRule, DerivativesAgreeWithDifferencesAndAutogradForEveryInput) {
   for (const bool decoupled : {false, true}) {
     for (const bool amsgrad : {false, true}) {
-      const AdamRule rule({.lr = 0.1, .beta1 = 0.8, .beta2 = 0.7, .weight_decay = 0.3, .decoupled = decoupled, .amsgrad = amsgrad});
+      const AdamRule rule(
+          {.lr = 0.1, .beta1 = 0.8, .beta2 = 0.7, .weight_decay = 0.3, .decoupled = decoupled, .amsgrad = amsgrad});
       for (const int64_t step : {0, 3}) {
         for (const bool elementwise : {false, true}) check_derivatives(rule, step, elementwise);
       }
@@ -53,6 +54,7 @@ TEST(AdamRule, HasZeroDerivativesWhereNoGradientHasBeenSeen) {
     const AdamRule rule({.lr = 0.1, .amsgrad = amsgrad});
     RuleInput in = random_input(rule, 0, false, 2);
     in.state = rule.fresh_state(in.y);
+    in.h[1] = at::zeros({}, at::kDouble);
     in.gradient = at::tensor({0.0, 1.0}, at::kDouble);
     const at::Tensor ones = at::ones({2}, at::kDouble);
     Tensors zeros;

@@ -5,6 +5,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/adam.h"
+#include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/sgd.h"
 
 namespace bilevel {
@@ -69,6 +70,16 @@ std::unique_ptr<UpdateRule> make_rule(const std::string& name, Section& section,
 
 std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& problem, const at::Tensor& x, uint64_t seed,
                                                const at::Tensor& batches) {
+  std::string kind = "rule";
+  section.read_choice("solver", kind, {"rule", "lbfgs"});
+  if (kind == "lbfgs") {
+    if (problem.has_rule_hyperparameters()) {
+      section.fail("solver", "x determines hyperparameters of an update rule (problem.hyperparameters), which lbfgs has not.");
+    }
+    LbfgsOptions options;
+    read(section, options);
+    return std::make_unique<Lbfgs>(std::move(options));
+  }
   std::vector<std::string> names, learned;
   for (const auto& row : rules()) names.push_back(row.name);
   std::string name = "sgd";
@@ -95,7 +106,8 @@ std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& 
     plan = BatchPlan::fixed(batches);
   } else if (options.batch > 0) {
     if (samples == 0) section.fail("batch", "this problem's inner loss takes no minibatches.");
-    if (options.batch > samples) section.fail("batch", fmt::format("{} is more than the {} samples there are.", options.batch, samples));
+    if (options.batch > samples)
+      section.fail("batch", fmt::format("{} is more than the {} samples there are.", options.batch, samples));
     if (options.batch < samples) plan = BatchPlan::shuffled(samples, options.batch, Stream(seed, "inner batches"));
   }
   return std::make_unique<RuleSolver>(std::move(rule), options, std::move(plan));

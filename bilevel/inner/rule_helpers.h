@@ -1,10 +1,10 @@
 #pragma once
+#include <ATen/ATen.h>
+
 #include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <ATen/ATen.h>
 
 namespace bilevel {
 

@@ -1,11 +1,11 @@
 #include "bilevel/inner/rule_solver.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
@@ -79,19 +79,20 @@ std::vector<std::pair<size_t, at::Tensor>> RuleSolver::determined_by_outer(const
   for (auto& [name, value] : problem.rule_hyperparameters(x, t)) {
     const auto at = std::find(names.begin(), names.end(), name);
     if (at == names.end()) {
-      throw Error(fmt::format("Problem::rule_hyperparameters: the rule {} has no hyperparameter \"{}\" that x could determine{}; it "
-                              "has {}.",
-                              rule_->name(), name,
-                              name == "momentum" || name == "dampening" ? " (momentum needs a buffer: name it in `learned`)" : "",
-                              one_of(names)));
+      throw Error(fmt::format(
+          "Problem::rule_hyperparameters: the rule {} has no hyperparameter \"{}\" that x could determine{}; it "
+          "has {}.",
+          rule_->name(), name,
+          name == "momentum" || name == "dampening" ? " (momentum needs a buffer: name it in `learned`)" : "", one_of(names)));
     }
     require(name == "lr" || contains(rule_->learned(), name),
             fmt::format("Problem::rule_hyperparameters: x determines \"{}\", which the rule {} does not expect; name it in the "
                         "rule's option `learned`.",
                         name, rule_->name()));
     const int64_t dy = problem.inner_layout().size();
-    require(value.numel() == 1 || value.numel() == dy,
-            fmt::format("Problem::rule_hyperparameters: \"{}\" has {} elements; expected one, or {} as y.", name, value.numel(), dy));
+    require(
+        value.numel() == 1 || value.numel() == dy,
+        fmt::format("Problem::rule_hyperparameters: \"{}\" has {} elements; expected one, or {} as y.", name, value.numel(), dy));
     found.emplace_back(at - names.begin(), value.reshape(value.numel() == 1 ? at::IntArrayRef{} : at::IntArrayRef{dy}));
   }
   return found;
@@ -268,8 +269,9 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     overshoots = cosine < -0.5 && last.stationarity > before && length(point.y - y_before) > rounding * length(point.y);
   }
   const bool grew = last.stationarity >= 10 * first.stationarity && last.loss > first.loss + 0.1 * std::abs(first.loss);
-  const std::string from_to = fmt::format("stationarity went from {:.3g} to {:.3g} and the loss from {:.6g} to {:.6g} in {} steps",
-                                          first.stationarity, last.stationarity, first.loss, last.loss, t);
+  const std::string from_to =
+      fmt::format("stationarity went from {:.3g} to {:.3g} and the loss from {:.6g} to {:.6g} in {} steps", first.stationarity,
+                  last.stationarity, first.loss, last.loss, t);
   if (!std::isfinite(last.stationarity) || !std::isfinite(last.loss)) {
     solution.status = Status::kNonFinite;
     solution.message = fmt::format("The inner solve ended in a NaN or an infinity after {} steps; a smaller lr may help.", t);
@@ -281,7 +283,8 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     solution.message = fmt::format("Stationarity {:.3g} reached the tolerance after {} steps.", last.stationarity, t);
   } else if (overshoots) {
     solution.status = Status::kIterationLimit;
-    solution.message = fmt::format("The steepest direction is overshot further at each step (lr is past 2/L there), though {}.", from_to);
+    solution.message =
+        fmt::format("The steepest direction is overshot further at each step (lr is past 2/L there), though {}.", from_to);
   } else {
     solution.status = Status::kIterationLimit;
     solution.message = options_.tolerance > 0

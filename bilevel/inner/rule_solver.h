@@ -11,13 +11,13 @@
 namespace bilevel {
 
 struct RuleSolverOptions {
-  std::optional<double> lr;    // none: "auto", a safe step size found anew in each solve (inner/step_size.h)
-  int64_t steps = 100;         // T, or the most steps where there is a tolerance
-  double tolerance = 0.0;      // on the full-batch ‖r‖₂; 0: always T steps
-  int64_t check_every = 10;    // with minibatches, steps between two looks at the full batch
-  int64_t batch = 0;           // samples of a minibatch; 0: all. Read here, used by whoever makes the batch plan
-  bool carry_state = false;    // a warm start goes on with the rule's momentum; otherwise each solve begins with a fresh state
-  uint64_t seed = 0;           // of losses that draw random numbers
+  std::optional<double> lr = std::nullopt;  // none: "auto", a safe step size found anew in each solve (inner/step_size.h)
+  int64_t steps = 100;                      // T, or the most steps where there is a tolerance
+  double tolerance = 0.0;                   // on the full-batch ‖r‖₂; 0: always T steps
+  int64_t check_every = 10;                 // with minibatches, steps between two looks at the full batch
+  int64_t batch = 0;                        // samples of a minibatch; 0: all. Read here, used by whoever makes the batch plan
+  bool carry_state = false;  // a warm start goes on with the rule's momentum; otherwise each solve begins with a fresh state
+  uint64_t seed = 0;         // of losses that draw random numbers
   std::vector<std::string> violations() const;
 };
 /// Keys: lr (a number or "auto"), steps, tolerance, check_every, batch, carry_state.
@@ -36,7 +36,8 @@ class RuleSolver final : public InnerSolver {
   std::string_view name() const override { return rule_->name(); }
   InnerSolution solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
                       const TrajectoryPolicy& policy) const override;
-  /// lr of the last step. With lr = "auto" it is found at y₀(x), by an autodiff oracle; InnerSolution::step_size is what was used.
+  /// lr of the last step. With lr = "auto" it is found at y₀(x), by an autodiff oracle; InnerSolution::step_size is what was
+  /// used.
   at::Tensor step_size(const Problem& problem, const at::Tensor& x) const override;
   double coupled_weight_decay() const override { return rule_->coupled_weight_decay(); }
   bool stops_at_stationarity() const override { return rule_->stops_at_stationarity(); }

@@ -1,10 +1,10 @@
 #pragma once
-#include <functional>
-#include <string>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
 
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/update_rule.h"

@@ -5,12 +5,13 @@
 namespace bilevel {
 
 struct SgdRuleOptions {
-  double lr = 1e-3;            // PyTorch's default; RuleSolver puts its own in its place
+  double lr = 1e-3;  // PyTorch's default; RuleSolver puts its own in its place
   double momentum = 0.0;
   double dampening = 0.0;
-  double weight_decay = 0.0;   // coupled: w y is added to the gradient
+  double weight_decay = 0.0;  // coupled: w y is added to the gradient
   bool nesterov = false;
-  std::vector<std::string> learned;  // hyperparameters that x determines: a learned momentum needs its buffer even where it is 0 now
+  std::vector<std::string> learned =
+      {};  // hyperparameters that x determines: a learned momentum needs its buffer even where it is 0 now
   std::vector<std::string> violations() const;
 };
 /// Keys: momentum, dampening, weight_decay, nesterov.

@@ -12,9 +12,9 @@ using namespace test;
 
 // The numbers come from PyTorch 2.13.0, with the constructor named beside each:
 //
-//   A = torch.tensor([[2, .5, 0], [.5, 1, .2], [0, .2, .5]], dtype=torch.float64); b = torch.tensor([1., -2, .5], dtype=torch.float64)
-//   y = torch.tensor([.3, -.2, .9], dtype=torch.float64, requires_grad=True); o = SGD([y], …)
-//   for _ in range(7): o.zero_grad(); (0.5*y@A@y - b@y + 0.05*(y**4).sum()).backward(); o.step()
+//   A = torch.tensor([[2, .5, 0], [.5, 1, .2], [0, .2, .5]], dtype=torch.float64); b = torch.tensor([1., -2, .5],
+//   dtype=torch.float64) y = torch.tensor([.3, -.2, .9], dtype=torch.float64, requires_grad=True); o = SGD([y], …) for _ in
+//   range(7): o.zero_grad(); (0.5*y@A@y - b@y + 0.05*(y**4).sum()).backward(); o.step()
 TEST(SgdRule, TakesTheStepsOfTorchOptim) {
   // SGD(lr=0.1)
   expect_end(SgdRule({.lr = 0.1}), {0.6212393250795314, -1.2764174233800787, 0.9341668630679502});
@@ -56,12 +56,23 @@ TEST(SgdRule, DerivativesAgreeWithDifferencesAndAutogradForEveryInput) {
   }
 }
 
+TEST(SgdRule, LeavesOutADecayThatIsZeroForGood) {
+  const SgdRule plain({.lr = 0.1}), declared({.lr = 0.1, .learned = {"weight_decay"}});
+  RuleInput in = random_input(plain, 2, true);
+  in.h[1] = at::zeros({}, at::kDouble);
+  const at::Tensor w = at::arange(1, 7, at::kDouble);
+  EXPECT_LT(distance(flat(plain.vjp(in, w, {})), flat(declared.vjp(in, w, {}))), 1e-15);
+  const RuleCotangent tangent = random_tangent(in, 0);
+  EXPECT_LT(distance(flat(plain.jvp(in, tangent)), flat(declared.jvp(in, tangent))), 1e-15);
+}
+
 TEST(SgdRule, HasABufferOnlyWhereMomentumCanBeNonZero) {
   EXPECT_EQ(SgdRule({}).slots(), 0);
   EXPECT_EQ(SgdRule({.momentum = 0.5}).slots(), 1);
   EXPECT_EQ(SgdRule({.learned = {"momentum"}}).slots(), 1);
   EXPECT_EQ(SgdRule({}).hyperparameters(), (std::vector<std::string>{"lr", "weight_decay"}));
-  EXPECT_EQ(SgdRule({.momentum = 0.5}).hyperparameters(), (std::vector<std::string>{"lr", "momentum", "dampening", "weight_decay"}));
+  EXPECT_EQ(SgdRule({.momentum = 0.5}).hyperparameters(),
+            (std::vector<std::string>{"lr", "momentum", "dampening", "weight_decay"}));
 }
 
 TEST(SgdRule, SaysWhereItStops) {

@@ -1,11 +1,11 @@
 #include "bilevel/inner/step_size.h"
 
+#include <ATen/ATen.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
-
-#include <ATen/ATen.h>
 
 #include "bilevel/core/stream.h"
 

@@ -1,8 +1,8 @@
 #include "bilevel/inner/trajectory.h"
 
-#include <cmath>
-
 #include <fmt/format.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/inner/rule_solver.h"
@@ -28,8 +28,8 @@ void Trajectory::record(const Point& before, std::unique_ptr<Linearization> line
 
 Step Trajectory::take(int64_t t) {
   const int64_t due = next_ < 0 ? steps_ - 1 : next_;
-  require(t == due && t >= first(), fmt::format("Trajectory::take: step {} was asked for, but step {} is due, of {} to {}.", t, due,
-                                                first(), steps_ - 1));
+  require(t == due && t >= first(),
+          fmt::format("Trajectory::take: step {} was asked for, but step {} is due, of {} to {}.", t, due, first(), steps_ - 1));
   next_ = t - 1;
   Kept kept = pop(t);
   if (!kept.linearization) {

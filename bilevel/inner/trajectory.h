@@ -79,8 +79,8 @@ class Trajectory {
   SolveContext context_;
   TrajectoryPolicy policy_;
   int64_t steps_ = 0, every_ = 1;
-  int64_t next_ = -1;         // the step that `take` is due for; −1: none taken yet
-  std::deque<Kept> kept_;     // in the order of t: every every_-th step
+  int64_t next_ = -1;          // the step that `take` is due for; −1: none taken yet
+  std::deque<Kept> kept_;      // in the order of t: every every_-th step
   std::vector<Kept> segment_;  // the steps between two checkpoints, recomputed
 };
 

@@ -92,7 +92,7 @@ TEST(Driver, RecordsXAfterEachNumberOfUpdatesFromZeroToAll) {
 
 TEST(Driver, ContinuesFromEachOfItsCheckpointsToTheSameRecords) {
   for (const double cliff : {-1e9, -2.6}) {  // without and with roll-backs
-    const Slide slide(cliff, 0.5);
+    const Slide slide(cliff, 0.005);
     Log whole;
     const RunResult expected = Driver(slide, steps(6)).run(slide.init(), whole.watch());
     ASSERT_EQ(whole.records.size(), 7u);

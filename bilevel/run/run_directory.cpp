@@ -102,7 +102,7 @@ void RunDirectory::check_free(const std::string& path) {
   throw Error(fmt::format("The directory {} is not empty; name a new one for the run.", path));
 }
 
-RunDirectory RunDirectory::create(const std::string& path, std::string_view config_text, const Layout& x, const Layout& y) {
+RunDirectory RunDirectory::create(const std::string& path, std::string_view config_text) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error && !fs::is_directory(path)) throw Error(fmt::format("Cannot make the directory {}: {}.", path, error.message()));
@@ -110,9 +110,12 @@ RunDirectory RunDirectory::create(const std::string& path, std::string_view conf
   check_free(path);  // under the lock, so that of two processes one gets it
   // The configuration comes first: with it alone `resume` can start the run again.
   write_file(directory.file("config.toml"), config_text);
-  write_file(directory.file("layout.json"), text_of({{"x", layout_json(x)}, {"y", layout_json(y)}}, 2) + "\n");
   directory.open_log();
   return directory;
+}
+
+void RunDirectory::write_layout(const Layout& x, const Layout& y) {
+  write_file(file("layout.json"), text_of({{"x", layout_json(x)}, {"y", layout_json(y)}}, 2) + "\n");
 }
 
 RunDirectory RunDirectory::open(const std::string& path) {

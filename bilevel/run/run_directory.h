@@ -23,7 +23,7 @@ namespace bilevel {
 class RunDirectory {
  public:
   /// Makes `path`, or takes it where it is empty. Throws Error for a directory that holds anything.
-  static RunDirectory create(const std::string& path, std::string_view config_text, const Layout& x, const Layout& y);
+  static RunDirectory create(const std::string& path, std::string_view config_text);
   /// Takes a directory that holds a run. Throws Error where there is none, or another process works on it.
   static RunDirectory open(const std::string& path);
   /// Throws the Error that `create` would, and makes nothing: asked before work is spent.
@@ -39,6 +39,7 @@ class RunDirectory {
   bool has_checkpoint() const;
   bool finished() const;  // a summary of a run that came to its end is there
 
+  void write_layout(const Layout& x, const Layout& y);
   void append(const Record& record, const std::vector<RollBack>& since_last);
   void checkpoint(const State& state);
   State load_checkpoint() const;

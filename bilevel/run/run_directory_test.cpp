@@ -36,7 +36,7 @@ class RunDirectoryTest : public testing::Test {
     y_.add("w", {4});
   }
   ~RunDirectoryTest() override { fs::remove_all(path_); }
-  RunDirectory create() const { return RunDirectory::create(path_, "[run]\nseed = 1\n", x_, y_); }
+  RunDirectory create() const { return RunDirectory::create(path_, "[run]\nseed = 1\n"); }
   std::string log() const { return read_file(path_ + "/log.jsonl"); }
 
   static std::string message(const std::function<void()>& misuse) {
@@ -79,7 +79,7 @@ TEST_F(RunDirectoryTest, IsLockedAgainstASecondProcess) {
 }
 
 TEST_F(RunDirectoryTest, NamesTheReasonWhereItCannotBeMade) {
-  EXPECT_THAT(message([&] { RunDirectory::create("/proc/bilevel-run", "", x_, y_); }), HasSubstr("/proc/bilevel-run"));
+  EXPECT_THAT(message([&] { RunDirectory::create("/proc/bilevel-run", ""); }), HasSubstr("/proc/bilevel-run"));
   std::ofstream(path_) << "a file";
   EXPECT_THAT(message([&] { RunDirectory::check_free(path_); }), HasSubstr("not a directory"));
   EXPECT_THAT(message([&] { create(); }), HasSubstr(path_));
@@ -130,6 +130,7 @@ TEST_F(RunDirectoryTest, KeepsTheEarlierCheckpointWhereTheDiskRefusesANewOne) {
 
 TEST_F(RunDirectoryTest, FinishesWithArraysLayoutAndSummary) {
   RunDirectory directory = create();
+  directory.write_layout(x_, y_);
   EXPECT_FALSE(directory.finished());
   RunResult result;
   result.state.set("x", at::arange(5, at::kDouble));

@@ -1,0 +1,277 @@
+#include "bilevel/algorithm/double_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <limits>
+
+#include <unistd.h>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/hypergrad/registry.h"
+#include "bilevel/inner/registry.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
+#include "bilevel/outer/registry.h"
+#include "bilevel/problem/test_problems.h"
+
+namespace bilevel {
+namespace {
+
+using testing::HasSubstr;
+
+/// A double loop from a configuration's [inner], [hypergradient] and [outer], over a counted autodiff oracle.
+struct Loop {
+  Loop(const Problem& problem, const std::string& toml) : first_order(problem), oracle(first_order) {
+    const Config config = Config::parse(toml, "test.toml");
+    Section root = config.root();
+    Section inner = root.section("inner"), hypergradient = root.section("hypergradient"), outer = root.section("outer");
+    DoubleLoopOptions options;
+    read(inner, options);
+    options.warm_q = options.start == Start::kWarm;
+    std::string estimator, rule;
+    hypergradient.read("estimator", estimator);
+    outer.read("rule", rule);
+    std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), 0, {});
+    std::shared_ptr<const Estimator> made = make_estimator(estimator, hypergradient);
+    std::shared_ptr<const OuterOptimizer> optimizer = make_outer_optimizer(rule, outer);
+    algorithm = std::make_unique<DoubleLoop>(oracle, solver, made, optimizer, options);
+  }
+  const DoubleLoop* operator->() const { return algorithm.get(); }
+
+  AutodiffOracle first_order;
+  CountedOracle oracle;
+  std::unique_ptr<DoubleLoop> algorithm;
+};
+
+constexpr const char* kExact = R"(
+inner = { rule = "sgd", lr = 1.0, steps = 400 }
+hypergradient = { estimator = "implicit", solver = "dense" }
+outer = { rule = "sgd", lr = 0.5 }
+)";
+
+void expect_near(const at::Tensor& actual, const at::Tensor& expected, double relative) {
+  const double error = (actual - expected).norm().item<double>();
+  EXPECT_LE(error, relative * expected.norm().item<double>()) << actual << "\nexpected\n" << expected;
+}
+
+TEST(DoubleLoop, MovesXAlongTheClosedFormHypergradient) {
+  const QuadraticProblem problem;
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  const at::Tensor x0 = state.tensor("x").clone();
+  const Record record = loop->step(state, 1);
+  expect_near(state.tensor("x") - x0, -0.5 * problem.hypergradient(x0), 1e-9);
+  expect_near(state.tensor("y"), problem.solution(x0), 1e-9);
+  EXPECT_EQ(state.integer("step"), 1);
+  EXPECT_EQ(record.step, 0);
+  EXPECT_NEAR(record.hypergradient_norm, problem.hypergradient(x0).norm().item<double>(), 1e-8);
+  EXPECT_NEAR(record.outer_loss, problem.outer_loss(x0, problem.solution(x0), {}).item<double>(), 1e-9);
+  EXPECT_NEAR(record.inner_loss, problem.inner_loss(x0, problem.solution(x0), {}).item<double>(), 1e-9);
+  EXPECT_LT(record.stationarity, 1e-8);
+  EXPECT_GE(record.cost.gradients, 400);
+}
+
+TEST(DoubleLoop, EndsWhereTheClosedFormHypergradientVanishes) {
+  const QuadraticProblem problem;
+  const Loop loop(problem, R"(
+inner = { rule = "sgd", lr = 1.0, steps = 100 }
+hypergradient = { estimator = "implicit", solver = "dense" }
+outer = { rule = "adam", lr = 0.1 }
+)");
+  State state = loop->init();
+  const double at_start = problem.hypergradient(state.tensor("x")).norm().item<double>();
+  const Record record = loop->step(state, 400);
+  EXPECT_EQ(record.step, 399) << "the point that the last update started from";
+  EXPECT_LT(problem.hypergradient(state.tensor("x")).norm().item<double>(), 1e-3 * at_start);
+}
+
+TEST(DoubleLoop, WarmStartsGoOnFromTheLastYAndColdStartsFromTheFirst) {
+  const QuadraticProblem problem;
+  for (const char* start : {"warm", "cold"}) {
+    const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 0.5, steps = 3, start = "{}" }}
+hypergradient = {{ estimator = "unrolled" }}
+outer = {{ rule = "sgd", lr = 0.1 }}
+)", start));
+    State state = loop->init();
+    at::Tensor y = state.tensor("y").clone();
+    for (int k = 0; k < 3; ++k) {
+      const at::Tensor x = state.tensor("x").clone();
+      if (start == std::string("cold")) y = problem.initial_inner(x, 0);
+      const at::Tensor target = problem.solution(x);
+      // y − y* shrinks by (I − lr A) in each step of gradient descent on the quadratic.
+      for (int t = 0; t < 3; ++t) y = y - 0.5 * problem.A().mv(y - target);
+      loop->step(state, 1);
+      expect_near(state.tensor("y"), y, 1e-12);
+    }
+  }
+}
+
+TEST(DoubleLoop, AveragesOverInnerProblems) {
+  const SinusoidMamlProblem problem;
+  const Loop loop(problem, R"(
+inner = { rule = "sgd", lr = 0.01, steps = 2, start = "cold" }
+hypergradient = { estimator = "unrolled" }
+outer = { rule = "sgd", lr = 0.1 }
+)");
+  const State state = loop->init();
+  const Hypergradient h = loop->hypergradient(state);
+  const auto mean_loss = [&](const at::Tensor& x) {
+    State at_x = state;
+    at_x.set("x", x);
+    return loop->evaluate(at_x).outer_loss;
+  };
+  // Central differences of the mean F_T along a direction in which the slices differ.
+  const at::Tensor x = state.tensor("x");
+  const at::Tensor u = at::linspace(-1, 1, x.numel(), x.options());
+  const double eps = 1e-5;
+  const double difference = (mean_loss(x + eps * u) - mean_loss(x - eps * u)) / (2 * eps);
+  EXPECT_NEAR(h.value.dot(u).item<double>(), difference, 1e-6 * std::abs(difference));
+  double mean = 0;
+  for (int64_t s = 0; s < 4; ++s) {
+    Batch batch;
+    batch.slice = s;
+    State solved = state;
+    loop->evaluate(solved);
+    ASSERT_EQ(solved.tensor("y").dim(), 2);
+    mean += problem.outer_loss(x, solved.tensor("y")[s], batch).item<double>() / 4;
+  }
+  EXPECT_NEAR(h.outer_loss, mean, 1e-12);
+}
+
+TEST(DoubleLoop, RefusesAWarmStartWhereTheStartDependsOnX) {
+  const SinusoidMamlProblem problem;
+  try {
+    const Loop loop(problem, R"(
+inner = { rule = "sgd", lr = 0.01, steps = 2 }
+hypergradient = { estimator = "unrolled" }
+outer = { rule = "sgd", lr = 0.1 }
+)");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("start = \"cold\""));
+  }
+}
+
+TEST(DoubleLoop, RefusesWhatTheEstimatorObjectsTo) {
+  const QuadraticProblem problem;
+  try {
+    const Loop loop(problem, R"(
+inner = { rule = "adamw", lr = 0.01, steps = 2 }
+hypergradient = { estimator = "implicit" }
+outer = { rule = "sgd", lr = 0.1 }
+)");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("implicit"));
+  }
+}
+
+/// A quadratic with a box around x.
+class Boxed final : public Problem {
+ public:
+  explicit Boxed(double upper) : upper_(upper) {}
+  const Layout& outer_layout() const override { return base_.outer_layout(); }
+  const Layout& inner_layout() const override { return base_.inner_layout(); }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.inner_loss(x, y, b); }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.outer_loss(x, y, b) * (poisoned ? std::numeric_limits<double>::quiet_NaN() : 1.0);
+  }
+  at::Tensor initial_outer() const override { return base_.initial_outer(); }
+  at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const override { return base_.initial_inner(x, slice); }
+  std::vector<Constraint> outer_constraints() const override {
+    return std::vector<Constraint>(outer_layout().parts().size(), Constraint::box(-upper_, upper_));
+  }
+  bool poisoned = false;
+
+ private:
+  QuadraticProblem base_;
+  double upper_;
+};
+
+TEST(DoubleLoop, ProjectsEachStepOntoTheConstraints) {
+  const QuadraticProblem free;
+  const double size = free.initial_outer().abs().max().item<double>();
+  const Boxed problem(size);
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  const at::Tensor expected = (state.tensor("x") - 0.5 * free.hypergradient(state.tensor("x"))).clamp(-size, size);
+  loop->step(state, 1);
+  expect_near(state.tensor("x"), expected, 1e-9);
+  const Boxed tight(0.1 * size);
+  EXPECT_THROW(Loop(tight, kExact)->init(), Error) << "the start lies outside";
+}
+
+TEST(DoubleLoop, ReportsANonFiniteLossAndKeepsX) {
+  Boxed problem(1e6);
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  const at::Tensor x0 = state.tensor("x").clone();
+  problem.poisoned = true;
+  const Record record = loop->step(state, 1);
+  EXPECT_EQ(record.status, Status::kNonFinite);
+  EXPECT_EQ(record.grade, Grade::kBad);
+  EXPECT_FALSE(record.message.empty());
+  EXPECT_TRUE(at::equal(state.tensor("x"), x0));
+}
+
+TEST(DoubleLoop, HandsTheStatesDampingToTheLinearSolve) {
+  const QuadraticProblem problem;
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  state.set("damping", 0.3);
+  const at::Tensor x = state.tensor("x");
+  const at::Tensor y = problem.solution(x);
+  const at::Tensor damped = problem.A() + 0.3 * at::eye(problem.A().size(0), x.options());
+  const Hypergradient plain = loop->hypergradient(loop->init());
+  // ∂y f = A q of the undamped solve; the damped q solves (A + δI) q = ∂y f.
+  const at::Tensor q = at::linalg_solve(damped, problem.A().mv(plain.q));
+  expect_near(loop->hypergradient(state).q, q, 1e-8);
+}
+
+TEST(DoubleLoop, GoesOnFromASavedStateBitForBit) {
+  const LogisticWeightsProblem problem;
+  const Loop loop(problem, R"(
+inner = { rule = "sgd", momentum = 0.9, lr = 0.5, steps = 4, batch = 7, carry_state = true }
+hypergradient = { estimator = "implicit", solver = "cg", iterations = 3 }
+outer = { rule = "adam", lr = 0.1 }
+)");
+  State whole = loop->init();
+  loop->step(whole, 3);
+  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-{}", getpid())).string();
+  save_state(whole, path);
+  State resumed = load_state(path);
+  std::filesystem::remove(path);
+  loop->step(whole, 4);
+  loop->step(resumed, 4);
+  for (const auto& [name, value] : whole.values()) {
+    const auto* tensor = std::get_if<at::Tensor>(&value);
+    EXPECT_TRUE(!tensor || at::equal(*tensor, resumed.tensor(name))) << name;
+  }
+  EXPECT_EQ(resumed.integer("inner_step"), 28) << "batches go on across outer steps";
+  EXPECT_TRUE(whole.has("q"));
+  EXPECT_TRUE(whole.has("inner.state.0"));
+  State fresh = loop->init();
+  loop->step(fresh, 4);
+  EXPECT_FALSE(at::equal(fresh.tensor("x"), whole.tensor("x")));
+}
+
+TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {
+  const QuadraticProblem problem;
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  loop->step(state, 2);
+  const at::Tensor x = state.tensor("x").clone();
+  const Record record = loop->evaluate(state);
+  EXPECT_EQ(record.step, 2);
+  EXPECT_TRUE(at::equal(state.tensor("x"), x));
+  expect_near(state.tensor("y"), problem.solution(x), 1e-9);
+}
+
+}  // namespace
+}  // namespace bilevel

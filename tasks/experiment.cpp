@@ -1,0 +1,239 @@
+#include "tasks/experiment.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "bilevel/algorithm/registry.h"
+#include "bilevel/core/error.h"
+#include "bilevel/core/file.h"
+#include "bilevel/hypergrad/registry.h"
+#include "bilevel/inner/registry.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/finite_difference.h"
+#include "bilevel/outer/registry.h"
+#include "bilevel/problem/npy.h"
+
+namespace bilevel {
+namespace {
+
+namespace fs = std::filesystem;
+
+template <class Rows>
+std::vector<std::string> names_of(const Rows& rows) {
+  std::vector<std::string> names;
+  for (const auto& row : rows) names.push_back(row.name);
+  return names;
+}
+
+struct RunSection {
+  int64_t seed = 0;
+  int64_t threads = at::get_num_threads();  // written down: another number gives other bits
+  std::string device = "cpu";
+  std::string oracle = "autodiff";
+  std::string algorithm = "double-loop";
+};
+
+void read(Section& run, RunSection& options) {
+  run.read("seed", options.seed);
+  if (options.seed < 0) run.fail("seed", fmt::format("{} is negative; any whole number from 0 on would do.", options.seed));
+  run.read("threads", options.threads);
+  if (options.threads < 1) run.fail("threads", fmt::format("{} threads cannot work; 1 or more would be right.", options.threads));
+  run.read_choice("device", options.device, {"cpu", "cuda"});
+  if (options.device == "cuda" && !at::hasCUDA()) run.fail("device", "this LibTorch sees no CUDA device; use \"cpu\".");
+  run.read_choice("oracle", options.oracle, {"autodiff", "finite-difference"});
+  run.read_choice("algorithm", options.algorithm, names_of(algorithms()));
+}
+
+at::Tensor read_batches(Section& inner, int64_t samples) {
+  std::string path;
+  inner.read_path("batches", path);
+  if (path.empty()) return {};
+  at::Tensor batches = read_npy(path);
+  if (batches.dim() != 2 || batches.numel() == 0 || c10::isFloatingType(batches.scalar_type())) {
+    inner.fail("batches", fmt::format("{} has shape [{}] and dtype {}; whole numbers [T, B] would be right.", path,
+                                      fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
+  }
+  batches = batches.to(at::kLong);
+  const auto lowest = batches.min().item<int64_t>(), highest = batches.max().item<int64_t>();
+  if (lowest < 0 || highest >= samples) {
+    inner.fail("batches", fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
+  }
+  return batches;
+}
+
+BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
+  int64_t size = 0;
+  outer.read("batch", size);
+  if (size < 0 || size > samples) {
+    outer.fail("batch", fmt::format("{} does not fit the {} outer samples; 0 means all of them.", size, samples));
+  }
+  return size == 0 || size == samples ? BatchPlan::full() : BatchPlan::shuffled(samples, size, Stream(seed, "outer batches"));
+}
+
+}  // namespace
+
+Experiment::Experiment(Config config) : config_(std::move(config)) {
+  Section root = config_.root();
+  for (const char* table : {"problem", "data", "inner", "hypergradient", "outer", "run"}) root.section(table);
+  root.finish();
+
+  RunSection run;
+  Section run_section = root.section("run");
+  read(run_section, run);
+  device_ = c10::Device(run.device == "cuda" ? c10::kCUDA : c10::kCPU);
+  threads_ = std::make_unique<ThreadsGuard>(static_cast<int>(run.threads));
+  const auto seed = static_cast<uint64_t>(run.seed);
+
+  // Steps and the rest of [run] come before the data, so that a slip is told at once.
+  Section outer = root.section("outer");
+  outer.read("steps", driver_.steps);
+  if (driver_.steps < 0) outer.fail("steps", fmt::format("{} is negative; 0 or more would be right.", driver_.steps));
+  read(run_section, driver_);
+  run_section.finish();
+  std::string outer_rule = "adam";
+  outer.read_choice("rule", outer_rule, names_of(outer_optimizers()));
+  std::shared_ptr<const OuterOptimizer> optimizer = make_outer_optimizer(outer_rule, outer);
+
+  Section hypergradient = root.section("hypergradient");
+  std::string estimator_name = "implicit";
+  hypergradient.read_choice("estimator", estimator_name, names_of(estimators()));
+  std::shared_ptr<const Estimator> estimator = make_estimator(estimator_name, hypergradient);
+
+  Section inner = root.section("inner");
+  DoubleLoopOptions options;
+  read(inner, options);
+  options.seed = seed;
+  options.warm_q = options.start == Start::kWarm;
+  hypergradient.read("warm_start", options.warm_q);
+  hypergradient.finish();
+
+  task_ = make_task(config_, device_);
+  const Problem& problem = *task_.problem;
+  options.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
+  outer.finish();
+  const at::Tensor batches = read_batches(inner, problem.inner_samples());
+  std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
+  inner.finish();
+
+  first_order_ = std::make_unique<AutodiffOracle>(problem);
+  if (run.oracle == "finite-difference") differences_ = std::make_unique<FiniteDifferenceOracle>(*first_order_);
+  oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : *first_order_);
+  algorithm_ = std::make_unique<DoubleLoop>(*oracle_, std::move(solver), std::move(estimator), std::move(optimizer), std::move(options));
+}
+
+namespace {
+
+void notice(const RunFront& front, const std::string& sentence) {
+  if (front.notice) front.notice(sentence);
+}
+
+RunResult drive(const Experiment& experiment, RunDirectory& directory, State state, const RunFront& front) {
+  const DriverOptions& options = experiment.driver_options();
+  RunResult result;
+  {
+    Progress progress(front.progress, options.steps, state.integer("step"));
+    Watch watch;
+    watch.interrupt = front.interrupt;
+    watch.record = [&](const Record& record, const std::vector<RollBack>& since_last) {
+      directory.append(record, since_last);
+      progress.update(record);
+      return front.record ? front.record(record) : Signal::kContinue;
+    };
+    watch.checkpoint = [&](const State& checkpoint) { directory.checkpoint(checkpoint); };
+    result = Driver(experiment.algorithm(), options).run(std::move(state), watch);
+  }
+  if (result.outcome != Outcome::kInterrupted) directory.finish(result, experiment.algorithm().name());
+  return result;
+}
+
+/// From here on an Error is no misuse: the disk, or the problem, failed in the middle of the run.
+template <class Function>
+RunResult as_failure(const Function& function) {
+  try {
+    return function();
+  } catch (const Error& error) {
+    throw std::runtime_error(error.what());
+  }
+}
+
+State on_device(State state, c10::Device device) {
+  State moved = state;
+  for (const auto& [name, value] : state.values()) {
+    if (const auto* tensor = std::get_if<at::Tensor>(&value)) moved.set(name, tensor->to(device));
+  }
+  return moved;
+}
+
+RunResult ended_before(const RunDirectory& directory) {
+  const auto summary = nlohmann::json::parse(read_file(directory.file("summary.json")), nullptr, false);
+  require(summary.is_object(), fmt::format("{} is damaged.", directory.file("summary.json")));
+  RunResult result;
+  const auto outcome = summary.value("outcome", "");
+  for (const Outcome candidate : {Outcome::kDone, Outcome::kBudget, Outcome::kStopped, Outcome::kAborted, Outcome::kDiverged}) {
+    if (outcome == to_string(candidate)) result.outcome = candidate;
+  }
+  for (const Grade candidate : {Grade::kOk, Grade::kWarn, Grade::kBad}) {
+    if (summary.value("status", "") == to_string(candidate)) result.worst = candidate;
+  }
+  result.message = summary.value("message", "");
+  result.steps = summary.value("steps", int64_t{0});
+  return result;
+}
+
+}  // namespace
+
+RunResult run_experiment(const Experiment& experiment, const std::string& out, const RunFront& front) {
+  RunDirectory::check_free(out);
+  State state = experiment.algorithm().init();
+  RunDirectory directory = RunDirectory::create(out, experiment.text());
+  directory.write_layout(experiment.problem().outer_layout(), experiment.problem().inner_layout());
+  notice(front, fmt::format("Writing the run to {}.", out));
+  return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
+}
+
+RunResult resume_experiment(const std::string& path, const RunFront& front) {
+  RunDirectory directory = RunDirectory::open(path);
+  if (directory.finished()) {
+    notice(front, fmt::format("The run in {} has ended already; nothing is left to do.", path));
+    return ended_before(directory);
+  }
+  const Experiment experiment(Config::load(directory.file("config.toml")));
+  const Problem& problem = experiment.problem();
+  State state = experiment.algorithm().init();
+  int64_t records = 0;
+  if (directory.has_checkpoint()) {
+    const State saved = on_device(directory.load_checkpoint(), experiment.device());
+    const at::Tensor x = saved.tensor("x"), y = saved.tensor("y");
+    require(x.sizes() == state.tensor("x").sizes() && y.sizes() == state.tensor("y").sizes() &&
+                x.scalar_type() == state.tensor("x").scalar_type(),
+            fmt::format("{}: x [{}] and y [{}] do not fit the problem's [{}] and [{}]; have the data changed?",
+                        directory.file("checkpoint"), fmt::join(x.sizes(), ", "), fmt::join(y.sizes(), ", "),
+                        fmt::join(state.tensor("x").sizes(), ", "), fmt::join(state.tensor("y").sizes(), ", ")));
+    state = saved;
+    records = state.has("driver.recorded") ? state.integer("driver.recorded") : 0;
+    notice(front, fmt::format("Going on from step {} of {}.", state.integer("step"), experiment.driver_options().steps));
+  } else {
+    notice(front, "The run was stopped before its first checkpoint; it starts again.");
+  }
+  directory.write_layout(problem.outer_layout(), problem.inner_layout());
+  directory.cut_log(records);
+  return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
+}
+
+std::string default_run_directory(const std::string& config_path) {
+  const std::string stem = fs::path(config_path).stem().string();
+  for (int64_t n = 1;; ++n) {
+    const std::string path = (fs::path("runs") / fmt::format("{}-{}", stem.empty() ? "run" : stem, n)).string();
+    std::error_code error;
+    if (!fs::exists(path, error)) return path;
+  }
+}
+
+}  // namespace bilevel

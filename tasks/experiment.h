@@ -1,0 +1,66 @@
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bilevel/algorithm/double_loop.h"
+#include "bilevel/core/config.h"
+#include "bilevel/core/guards.h"
+#include "bilevel/oracle/counted.h"
+#include "bilevel/run/driver.h"
+#include "bilevel/run/progress.h"
+#include "bilevel/run/run_directory.h"
+#include "tasks/registry.h"
+
+namespace bilevel {
+
+/// Everything that a configuration describes, ready to run.
+///
+/// Reads [problem] and [data] (tasks/registry.h), [inner], [hypergradient], [outer] and [run], refuses keys that nobody reads, and
+/// asks the estimator for its objections. Throws Error before anything is written. LibTorch's threads are set for its lifetime.
+class Experiment {
+ public:
+  explicit Experiment(Config config);
+
+  const Problem& problem() const { return *task_.problem; }
+  const Task& task() const { return task_; }
+  const CountedOracle& oracle() const { return *oracle_; }
+  const DoubleLoop& algorithm() const { return *algorithm_; }
+  const DriverOptions& driver_options() const { return driver_; }
+  c10::Device device() const { return device_; }
+  /// The configuration, complete with defaults and absolute paths; it repeats the run.
+  std::string text() const { return config_.text(); }
+
+ private:
+  Config config_;
+  c10::Device device_ = c10::Device(c10::kCPU);
+  std::unique_ptr<ThreadsGuard> threads_;
+  Task task_;
+  std::unique_ptr<Oracle> first_order_, differences_;
+  std::unique_ptr<CountedOracle> oracle_;
+  std::unique_ptr<DoubleLoop> algorithm_;
+  DriverOptions driver_;
+};
+
+/// What the front wants to see of a run.
+struct RunFront {
+  ProgressOptions progress;
+  const std::atomic<bool>* interrupt = nullptr;
+  std::function<Signal(const Record&)> record;        // after it was logged
+  std::function<void(const std::string&)> notice;     // one sentence: where the run is written, from where it goes on
+};
+
+/// Runs `experiment` from its start into the directory `out`, which must be free. Misuse and an unusable directory are Errors; a disk
+/// that fails later is a std::runtime_error, and the earlier checkpoint stays good.
+RunResult run_experiment(const Experiment& experiment, const std::string& out, const RunFront& front = {});
+
+/// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or from the
+/// start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and cost).
+RunResult resume_experiment(const std::string& directory, const RunFront& front = {});
+
+/// runs/<stem of the configuration's file>-<n>, the first that is free.
+std::string default_run_directory(const std::string& config_path);
+
+}  // namespace bilevel

@@ -1,6 +1,7 @@
 // https://huggingface.co/docs/safetensors: u64 little-endian length of the header, a JSON header, then the tensors' bytes.
 #include "bilevel/core/safetensors.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <ATen/ATen.h>
@@ -58,10 +59,12 @@ SafeTensors parse_safetensors(std::string_view bytes, const std::string& name) {
           fmt::format("the entry \"{}\" lacks dtype, shape or data_offsets", key));
     std::vector<int64_t> shape;
     uint64_t count = 1;
+    uint64_t bound = 1;  // the same, but for the zeros: the strides may not overflow either
     for (const auto& extent : entry["shape"]) {
       check(extent.is_number_unsigned(), fmt::format("\"{}\" has a bad shape", key));
       const auto value = extent.get<uint64_t>();
-      check(value == 0 || count <= data.size() / value, fmt::format("\"{}\" is larger than the file", key));
+      check(value <= (uint64_t{1} << 58) / bound, fmt::format("the shape of \"{}\" is too large", key));
+      bound *= std::max<uint64_t>(value, 1);
       count *= value;
       shape.push_back(static_cast<int64_t>(value));
     }

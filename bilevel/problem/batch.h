@@ -23,10 +23,11 @@ class BatchPlan {
  public:
   /// All samples, every time.
   static BatchPlan full() { return {}; }
-  /// Batches of `size` out of `samples`, without replacement within an epoch, reshuffled for each epoch.
+  /// Batches of `size` out of `samples`, without replacement within an epoch, reshuffled for each epoch. What
+  /// does not fill a batch at the end of an epoch is left out of it.
   static BatchPlan shuffled(int64_t samples, int64_t size, Stream stream);
-  /// Row t modulo T of `indices`, int64 [T, B].
-  static BatchPlan fixed(at::Tensor indices);
+  /// Row t modulo T of `indices`, integers [T, B], checked to be below `samples` where that is given.
+  static BatchPlan fixed(at::Tensor indices, int64_t samples = 0);
 
   at::Tensor samples(int64_t t) const;  // undefined for all
   bool is_full() const { return std::holds_alternative<Full>(plan_); }

@@ -29,11 +29,12 @@ class RunReport : public testing::Test {
   void TearDown() override { fs::remove_all(path_); }
 
   static Record record(int64_t k) {
-    Record r{.step = k,
-             .outer_loss = 2.0 / static_cast<double>(k + 1),
-             .inner_loss = 0.25,
-             .hypergradient_norm = 0.5,
-             .stationarity = 1e-9};
+    Record r;
+    r.step = k;
+    r.outer_loss = 2.0 / static_cast<double>(k + 1);
+    r.inner_loss = 0.25;
+    r.hypergradient_norm = 0.5;
+    r.stationarity = 1e-9;
     r.metrics = {{"accuracy", 0.5 + 0.01 * static_cast<double>(k)}, {"perplexity", 40.0}};
     r.cost.gradients = 10;
     r.cost.hvps = 8;
@@ -46,8 +47,8 @@ class RunReport : public testing::Test {
     Layout x, y;
     x.add("source_weight", {60}).add("l2", {2}).add("step_size", {});
     y.add("w", {3});
-    RunDirectory directory =
-        RunDirectory::create(path_, "[hypergradient]\nestimator = \"implicit\"\n[data]\nnote = \"<b>\"\n", x, y);
+    RunDirectory directory = RunDirectory::create(path_, "[hypergradient]\nestimator = \"implicit\"\n[data]\nnote = \"<b>\"\n");
+    directory.write_layout(x, y);
     RunResult result;
     for (int64_t k = 0; k <= steps; ++k) {
       Record r = record(k);
@@ -151,16 +152,14 @@ TEST_F(RunReport, ReadsARunThatWasKilled) {
 }
 
 TEST_F(RunReport, ReadsARunThatHasJustBegun) {
-  Layout x, y;
-  { RunDirectory directory = RunDirectory::create(path_, "[run]\nseed = 0\n", x.add("x", {1}), y.add("y", {1})); }
+  RunDirectory::create(path_, "[run]\nseed = 0\n");
   EXPECT_NE(find<Preformatted>(run_report(path_), "config.toml"), nullptr);
   EXPECT_THAT(terminal_summary(path_), HasSubstr("WARN"));
 }
 
 TEST_F(RunReport, ALongCurveIsThinnedButKeepsItsExtremes) {
-  Layout x, y;
+  RunDirectory::create(path_, "");
   {
-    RunDirectory directory = RunDirectory::create(path_, "", x.add("x", {1}), y.add("y", {1}));
     std::string log;
     for (int k = 0; k < 9000; ++k)
       log += fmt::format("{{\"step\": {}, \"outer_loss\": {}}}\n", k, k == 4321 ? 1e6 : k == 777 ? -5.0 : 1.0);

@@ -30,7 +30,7 @@ TEST(Terminal, AlignsNumbersToTheRightAndMarksTheRow) {
       render_terminal(report_of(Table{.title = "",
                                       .columns = {{"row", false}, {"accuracy", true}},
                                       .rows = {{{"all data", Cell::mean(73.2, 0.3, 1)}}, {{"λ", "8"}, true}}}));
-  EXPECT_THAT(text, HasSubstr("  row          accuracy\n  all data  73.2 ± 0.3\n▶ λ                  8\n"));
+  EXPECT_THAT(text, HasSubstr("  row         accuracy\n  all data  73.2 ± 0.3\n▶ λ                  8\n"));
 }
 
 TEST(Terminal, KeepsToItsWidth) {

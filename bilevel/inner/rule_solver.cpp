@@ -158,9 +158,11 @@ double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64
   if (options_.lr) return *options_.lr;
   if (rule_->scale_free()) return kScaleFreeLr;
   const Problem& problem = oracle.problem();
+  double decay = rule_->coupled_weight_decay();
   if (problem.has_rule_hyperparameters()) {
     for (const auto& [name, value] : problem.rule_hyperparameters(x, 0)) {
       if (name == "lr") return 0.0;  // x gives it at every step
+      if (name == "weight_decay") decay = value.max().item<double>();
     }
   }
   // The curvature of a logistic loss shrinks away from y₀ = 0, so that 1/L of a warm start alone would be too long a step.
@@ -169,7 +171,7 @@ double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64
   const at::Tensor y0 = problem.initial_inner(x, slice).detach().to(y.options());
   double L = curvature(y0);
   if (!at::equal(y0, y)) L = std::max(L, curvature(y));
-  L += rule_->coupled_weight_decay();
+  L += decay;
   // 1/L is within the limits of heavy ball, 2(1 + μ)/L, and of Nesterov's momentum, 2(1 + μ)/(1 + 2μ)/L, too.
   return L > 0 ? 1.0 / L : std::isnan(L) ? std::numeric_limits<double>::quiet_NaN() : 1.0;
 }

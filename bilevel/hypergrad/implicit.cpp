@@ -42,6 +42,7 @@ void read(Section& section, ImplicitOptions& options) {
   std::string curvature = options.gauss_newton ? "gauss-newton" : "hessian";
   section.read_choice("curvature", curvature, {"hessian", "gauss-newton"});
   options.gauss_newton = curvature == "gauss-newton";
+  section.read("precondition", options.precondition);
 }
 
 Implicit::Implicit(std::unique_ptr<LinearSolver> solver, ImplicitOptions options)
@@ -85,6 +86,7 @@ Operator Implicit::curvature(const EstimatorInput& in, Linearization& linearizat
     A.apply_transposed = [&linearization, shifted](const at::Tensor& v) { return shifted(linearization.jvp_y(v), v); };
   }
   A.step_size = in.solution.step_size;
+  if (options_.precondition) A.precondition = in.oracle.problem().inner_preconditioner(in.x);
   return A;
 }
 

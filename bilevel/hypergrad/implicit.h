@@ -9,6 +9,7 @@ namespace bilevel {
 
 struct ImplicitOptions {
   bool gauss_newton = false;  // positive semidefinite for convex losses of the outputs: for networks, whose Hessian is indefinite
+  bool precondition = false;  // by Problem::inner_preconditioner, where the solver is cg: fewer products to the same residual
   /// WARN above this relative residual: the implicit part is then off by more than about a per cent, times the condition number.
   double residual_warning = 1e-2;
   /// WARN where ‖r‖ at y exceeds this fraction of ‖r‖ at the starting point y₀(x) and the inner solve had no tolerance to meet:
@@ -16,7 +17,7 @@ struct ImplicitOptions {
   double stationarity_warning = 1e-2;
   std::vector<std::string> violations() const;
 };
-/// Key: curvature = "hessian" | "gauss-newton".
+/// Keys: curvature = "hessian" | "gauss-newton", precondition.
 void read(Section& section, ImplicitOptions& options);
 
 /// The derivative of F(x) = f(x, y*(x)) by the implicit function theorem (Bengio 2000; Pedregosa 2016; Rajeswaran et al. 2019):

@@ -1,0 +1,46 @@
+#include "tasks/gram.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+namespace bilevel {
+
+Gram::Gram(const at::Tensor& features, bool bias) : dtype_(features.scalar_type()), bias_(bias) {
+  const at::NoGradGuard no_grad;
+  const auto n = static_cast<double>(features.size(0));
+  const at::Tensor G = features.t().mm(features).div(n);
+  if (!bias) {
+    gram_ = G.to(at::kDouble);
+    return;
+  }
+  const at::Tensor mean = features.mean(0).unsqueeze(1);
+  gram_ = at::cat({at::cat({G, mean}, 1), at::cat({mean.t(), at::ones({1, 1}, G.options())}, 1)}).to(at::kDouble);
+}
+
+at::Tensor Gram::factor(double curvature, double ridge) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  at::Tensor& inverse = inverses_[{curvature, ridge}];
+  if (!inverse.defined()) {
+    at::Tensor M = gram_ * curvature;
+    M.diagonal().add_(ridge + 1e-6 * M.diagonal().mean().item<double>());  // definite, however small the ridge
+    if (bias_) M.diagonal()[-1].add_(1e-3 * curvature);
+    inverse = at::cholesky_inverse(at::linalg_cholesky(M)).to(dtype_);
+    if (inverses_.size() > 16) inverses_.erase(inverses_.begin()->first == std::pair(curvature, ridge) ? std::next(inverses_.begin())
+                                                                                                       : inverses_.begin());
+  }
+  return inverses_[{curvature, ridge}];
+}
+
+Problem::Preconditioner Gram::inverse(int64_t classes, double curvature, double ridge) const {
+  const at::Tensor inverse = factor(std::exp2(std::round(std::log2(curvature))), ridge);
+  const int64_t d = inverse.size(0) - (bias_ ? 1 : 0);
+  return [inverse, classes, d, bias = bias_](const at::Tensor& v) {
+    const at::Tensor W = v.narrow(0, 0, classes * d).view({classes, d});
+    if (!bias) return W.mm(inverse).reshape({-1});
+    const at::Tensor R = at::cat({W, v.narrow(0, classes * d, classes).unsqueeze(1)}, 1).mm(inverse);
+    return at::cat({R.narrow(1, 0, d).reshape({-1}), R.select(1, d)});
+  };
+}
+
+}  // namespace bilevel

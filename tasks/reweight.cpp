@@ -1,0 +1,616 @@
+#include "tasks/reweight.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "bilevel/algorithm/double_loop.h"
+#include "bilevel/core/error.h"
+#include "bilevel/inner/adam.h"
+#include "bilevel/inner/lbfgs.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/linear/cg.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
+#include "bilevel/outer/adam.h"
+#include "bilevel/run/driver.h"
+#include "tasks/gram.h"
+#include "tasks/grouped_implicit.h"
+#include "tasks/label_posterior.h"
+#include "tasks/trainer.h"
+
+namespace bilevel {
+namespace {
+
+// All rows of the table are trained to kFinal; what only chooses between them, and what only weighs samples, to kRough.
+constexpr double kFinal = 1e-3;
+constexpr double kRough = 3e-3;
+
+/// 1 … n, the mean of their ranks for equal values.
+at::Tensor ranks(const at::Tensor& values) {
+  const at::Tensor v = values.to(at::kDouble);
+  const auto [sorted, order] = v.sort();
+  const auto [unique, inverse, counts] = at::unique_consecutive(sorted, /*return_inverse=*/true, /*return_counts=*/true);
+  const at::Tensor last = counts.cumsum(0).to(at::kDouble);
+  const at::Tensor mean = last - (counts.to(at::kDouble) - 1) / 2;
+  return at::empty_like(v).index_copy_(0, order, mean.index_select(0, inverse));
+}
+
+at::Tensor of_labels(const at::Tensor& probabilities, const at::Tensor& labels) {
+  return probabilities.gather(0, labels.unsqueeze(0)).squeeze(0);
+}
+
+/// A way to weigh the noisy samples, with all the trusted ones and without those of each fold.
+struct Candidate {
+  at::Tensor weights;               // [n]
+  std::vector<at::Tensor> of_fold;  // one each; empty: `weights` for all
+};
+
+struct Score {
+  double loss = 0, accuracy = 0;
+  at::Tensor y;  // a rough fit with all the trusted samples, where there is one
+};
+
+class Job {
+ public:
+  Job(const ReweightData& data, const ReweightOptions& options, const ReweightWatch& watch)
+      : data_(data),
+        options_(options),
+        watch_(watch),
+        n_(data.noisy.size()),
+        m_(data.trusted.size()),
+        classes_(std::max(data.noisy.classes(), data.trusted.classes())),
+        sources_(data.noisy.sources.defined() ? data.noisy.sources : at::zeros({n_}, at::kLong)),
+        source_count_(std::max<int64_t>(1, static_cast<int64_t>(data.noisy.source_names.size()))),
+        trainer_(trainer_options(), {at::cat({shaped(data.noisy), shaped(data.trusted)}), at::cat({data.noisy.labels, data.trusted.labels})}),
+        noisy_features_(trainer_.data().features.narrow(0, 0, n_)),
+        trusted_features_(trainer_.data().features.narrow(0, n_, m_)) {
+    part_the_trusted();
+    ridges_ = options.ridges;
+    if (ridges_.empty()) ridges_ = convex() ? std::vector<double>{1e-3, 3e-3, 1e-2, 3e-2} : std::vector<double>{1e-4, 1e-3};
+  }
+
+  ReweightResult run() {
+    if (options_.by == "sample") {
+      simple_rows();
+      rank_samples();
+    } else {
+      simple_rows();
+      learn_sources();
+      judge_labels();
+    }
+    stage("training with what was learned");
+    result_.rows.push_back(row("learned", "learned", {final_weights_, {}}, start_));
+    if (data_.truth.defined()) {
+      const at::Tensor right = (data_.truth == data_.noisy.labels).to(trainer_.data().features.scalar_type());
+      result_.rows.push_back(row("oracle", "oracle: wrong labels known", {right, {}}, start_));
+    }
+    finish();
+    return std::move(result_);
+  }
+
+  std::vector<LabelRequest> requests(int64_t count);
+
+ private:
+  bool convex() const { return trainer_.convex(); }
+
+  TrainerOptions trainer_options() const {
+    TrainerOptions trainer;
+    trainer.model = options_.model;
+    trainer.outputs = classes_;
+    trainer.seed = options_.seed;
+    return trainer;
+  }
+
+  at::Tensor shaped(const Dataset& data) const {
+    if (options_.model.kind != "cnn") return data.features;
+    require(data.images(), "reweight: a cnn needs images, and these data are a table. Use --model linear or mlp.");
+    return data.features.view({data.size(), 1, data.height, data.width});
+  }
+
+  void stage(const std::string& name) const {
+    if (watch_.interrupt && watch_.interrupt->load()) throw Interrupted();
+    if (watch_.stage) watch_.stage(name);
+  }
+
+  /// Stratified by class, so that small groups are alike.
+  void part_the_trusted() {
+    const int64_t groups = std::clamp<int64_t>(m_ / 4, 1, options_.groups);
+    const int64_t folds = std::min(options_.folds, groups);
+    const at::Tensor shuffled = Stream(options_.seed, "groups of the trusted").at(0).permutation(m_);
+    const at::Tensor order = shuffled.index_select(0, std::get<1>(data_.trusted.labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
+    const at::Tensor group_of = at::empty({m_}, at::kLong).index_copy_(0, order, at::arange(m_).remainder(groups));
+    for (int64_t g = 0; g < groups; ++g) groups_.push_back((group_of == g).nonzero().squeeze(1));
+    for (int64_t k = 0; k < folds; ++k) folds_.push_back((group_of.remainder(folds) == k).nonzero().squeeze(1));
+    // A fit of a network costs as much as a whole row of a linear model: one held-back fold has to do.
+    fold_count_ = convex() ? static_cast<int64_t>(folds_.size()) : 1;
+  }
+
+  at::Tensor zeros() const { return at::zeros({n_}, trainer_.data().features.options()); }
+  at::Tensor ones() const { return at::ones({n_}, trainer_.data().features.options()); }
+
+  at::Tensor probabilities(const at::Tensor& y) const { return trainer_.logits(y, noisy_features_).softmax(0); }
+
+  /// Weights of all samples: the noisy ones as given, the trusted ones 1, those of fold k (where k ≥ 0) 0.
+  at::Tensor with_trusted(const at::Tensor& noisy, int64_t k = -1) const {
+    const at::Tensor trusted = at::ones({m_}, noisy.options());
+    if (k >= 0) trusted.index_fill_(0, folds_[k], 0);
+    return at::cat({noisy, trusted});
+  }
+
+  Score score(const Candidate& candidate, double ridge, const at::Tensor& start) {
+    const at::NoGradGuard no_grad;
+    Score score;
+    if (convex()) score.y = trainer_.fit(with_trusted(candidate.weights), ridge, start, kRough).y;
+    int64_t held_back = 0;
+    for (int64_t k = 0; k < fold_count_; ++k) {
+      const at::Tensor& weights = candidate.of_fold.empty() ? candidate.weights : candidate.of_fold[k];
+      const at::Tensor y = trainer_.fit(with_trusted(weights, k), ridge, score.y, kRough).y;
+      const at::Tensor z = trainer_.logits(y, trusted_features_.index_select(0, folds_[k]));
+      const at::Tensor labels = data_.trusted.labels.index_select(0, folds_[k]);
+      score.loss += (z.logsumexp(0) - of_labels(z, labels)).sum().item<double>();
+      score.accuracy += (z.argmax(0) == labels).sum().item<double>();
+      held_back += labels.size(0);
+    }
+    score.loss /= static_cast<double>(held_back);
+    score.accuracy /= static_cast<double>(held_back);
+    return score;
+  }
+
+  /// Descends along the grid of ridges, from `from` on while a neighbour is better, and fits the best to the end.
+  ReweightRow row(const std::string& slug, const std::string& title, const Candidate& candidate, const at::Tensor& start, size_t from = 1) {
+    std::map<size_t, Score> scores;
+    size_t best = std::min(from, ridges_.size() - 1);
+    scores[best] = score(candidate, ridges_[best], start);
+    for (;;) {
+      const size_t here = best;
+      for (const size_t next : {here + 1, here - 1}) {
+        if (next >= ridges_.size()) continue;
+        if (!scores.contains(next)) scores[next] = score(candidate, ridges_[next], scores[here].y.defined() ? scores[here].y : start);
+        if (scores[next].loss < scores[best].loss) best = next;
+      }
+      if (best == here) break;
+      stage("");
+    }
+    const Trainer::Fit fit = trainer_.fit(with_trusted(candidate.weights), ridges_[best], scores[best].y, kFinal);
+    ReweightRow out;
+    out.slug = slug;
+    out.title = title;
+    out.held_back_accuracy = scores[best].accuracy;
+    out.held_back_loss = scores[best].loss;
+    out.ridge = ridges_[best];
+    out.stationarity = fit.stationarity;
+    out.y = fit.y;
+    if (data_.test.features.defined()) {
+      const at::Tensor guess = trainer_.logits(fit.y, shaped(data_.test)).argmax(0);
+      out.accuracy = (guess == data_.test.labels).to(at::kDouble).mean().item<double>();
+    }
+    return out;
+  }
+
+  /// What people do without learning trust.
+  void simple_rows() {
+    stage("training on the trusted samples only");
+    const at::Tensor& labels = data_.noisy.labels;
+    ReweightRow trusted = row("trusted", "trusted only", {zeros(), {}}, {});
+    const at::Tensor P = probabilities(trusted.y);
+    std::vector<at::Tensor> of_fold;
+    for (int64_t k = 0; k < fold_count_; ++k) {
+      of_fold.push_back(probabilities(trainer_.fit(with_trusted(zeros(), k), trusted.ridge, {}, kRough).y));
+    }
+    trusted_probability_ = of_labels(P, labels);
+
+    stage("training on all data equally");
+    ReweightRow all = row("all", "all data equally", {ones(), {}}, {});
+    start_ = convex() ? all.y : at::Tensor{};
+
+    stage("filtering by the trusted model's confidence");
+    const auto filter = [&](double threshold) {
+      const auto keep = [&](const at::Tensor& p) { return of_labels(p, labels).ge(threshold).to(p.scalar_type()); };
+      Candidate candidate{keep(P), {}};
+      for (const at::Tensor& p : of_fold) candidate.of_fold.push_back(keep(p));
+      return candidate;
+    };
+    double threshold = 0.1, lowest = std::numeric_limits<double>::infinity();
+    for (const double t : {0.1, 0.3, 0.5}) {
+      const double loss = score(filter(t), ridges_[std::min<size_t>(1, ridges_.size() - 1)], start_).loss;
+      if (loss < lowest) {
+        lowest = loss;
+        threshold = t;
+      }
+    }
+    ReweightRow filtered = row("filtered", "filtered by the trusted model", filter(threshold), start_);
+    filtered.threshold = threshold;
+
+    stage("weighing sources by agreement with the trusted model");
+    const auto agreement = [&](const at::Tensor& p) {
+      const at::Tensor agrees = (p.argmax(0) == labels).to(p.scalar_type());
+      return (per_source(agrees) / per_source(at::ones_like(agrees))).index_select(0, sources_).to(p.scalar_type());
+    };
+    Candidate candidate{agreement(P), {}};
+    for (const at::Tensor& p : of_fold) candidate.of_fold.push_back(agreement(p));
+    ReweightRow agreed = row("agreement", "sources weighted by agreement", candidate, start_);
+    for (ReweightRow* one : {&all, &trusted, &filtered, &agreed}) result_.rows.push_back(std::move(*one));
+  }
+
+  /// Sums over each source's samples, in double.
+  at::Tensor per_source(const at::Tensor& values) const {
+    return at::zeros({source_count_}, at::kDouble).index_add(0, sources_, values.to(at::kDouble));
+  }
+
+  struct Learned {
+    at::Tensor x;                     // [dx]
+    std::vector<at::Tensor> history;  // [G, dx] for each step
+    at::Tensor y;
+  };
+
+  /// Stage 1: the bilevel problem, by the double loop.
+  Learned learn(Hyperparameter::Kind kind, int64_t steps, const std::vector<at::Tensor>& groups) {
+    SupervisedOptions supervised;
+    supervised.model = options_.model;
+    supervised.outputs = classes_;
+    supervised.dtype = trainer_.data().features.scalar_type();
+    supervised.seed = static_cast<int64_t>(options_.seed);
+    supervised.l2 = convex() ? options_.ridge : 1e-4;
+    Hyperparameter weight;
+    weight.kind = kind;
+    supervised.hyperparameters = {weight};
+    SupervisedData data;
+    data.inner = {noisy_features_, data_.noisy.labels};
+    data.outer = {trusted_features_, data_.trusted.labels};
+    data.sources = sources_;
+    data.source_count = source_count_;
+    data.gram = trainer_.gram();
+    const SupervisedProblem problem(supervised, data);
+    const AutodiffOracle autodiff(problem);
+    const CountedOracle oracle(autodiff);
+
+    CgOptions cg;
+    cg.iterations = options_.iterations;
+    cg.tolerance = 1e-2;
+    cg.damping = convex() ? 0.0 : options_.damping;
+    ImplicitOptions implicit;
+    implicit.gauss_newton = !convex();
+    implicit.precondition = convex();
+    implicit.residual_warning = 0.5;  // a direction for x is wanted, not its last digits
+    implicit.stationarity_warning = 1;
+    constexpr int64_t kProductRows = 3000;  // of a network; a product with all rows costs as much as a step of all rows
+    const BatchPlan rows = convex() || n_ <= kProductRows
+                               ? BatchPlan::full()
+                               : BatchPlan::shuffled(n_, kProductRows, Stream(options_.seed, "rows of the products"));
+    Learned learned;
+    const auto estimator = std::make_shared<GroupedImplicit>(std::make_unique<Implicit>(std::make_unique<Cg>(cg), implicit), groups,
+                                                             rows, learned.history);
+    std::shared_ptr<InnerSolver> solver;
+    DoubleLoopOptions loop;
+    if (convex()) {
+      LbfgsOptions lbfgs;
+      lbfgs.tolerance = kFinal;
+      solver = std::make_shared<Lbfgs>(lbfgs);
+    } else {
+      solver = network_solver(1, problem);
+      loop.carry_rule_state = true;
+    }
+    OuterAdamOptions adam;
+    adam.lr = options_.lr;
+    adam.shared = true;
+    const DoubleLoop algorithm(oracle, solver, estimator, std::make_shared<OuterAdam>(adam), loop);
+    State state = algorithm.init();
+    if (!convex()) {  // a network needs a few epochs before its hypergradient means anything
+      const InnerSolution ahead = network_solver(2, problem)->solve(oracle, state.tensor("x"), 0, {state.tensor("y"), {}, 0, 0}, {});
+      state.set("y", ahead.y);
+    }
+    DriverOptions driver;
+    driver.steps = steps;
+    Watch watch;
+    watch.interrupt = watch_.interrupt;
+    watch.record = [&](const Record& record, const std::vector<RollBack>&) {
+      result_.records.push_back(record);
+      if (watch_.record) watch_.record(record);
+      return record.step >= 2 && signal_share(learned.history.back()) < options_.signal ? Signal::kStop : Signal::kContinue;
+    };
+    const RunResult run = Driver(algorithm, driver).run(std::move(state), watch);
+    if (run.outcome == Outcome::kInterrupted) throw Interrupted();
+    require(run.outcome != Outcome::kDiverged, fmt::format("reweight: learning trust failed. {}", run.message));
+    learned.x = run.state.tensor("x");
+    learned.y = run.state.tensor("y");
+    learned.history.resize(std::min<size_t>(learned.history.size(), static_cast<size_t>(run.steps)));
+    cost_ += oracle.cost();
+    return learned;
+  }
+
+  std::shared_ptr<InnerSolver> network_solver(int64_t epochs, const Problem& problem) const {
+    RuleSolverOptions rule;
+    rule.lr = trainer_.options().lr;
+    rule.batch = std::min(trainer_.options().batch, n_);
+    rule.steps = epochs * std::max<int64_t>(1, problem.inner_samples() / rule.batch);
+    rule.carry_state = true;
+    return std::make_shared<RuleSolver>(std::make_unique<AdamRule>(AdamRuleOptions{}), rule,
+                                        BatchPlan::shuffled(n_, rule.batch, Stream(options_.seed, "batches")));
+  }
+
+  /// Where x would have gone with other multiplicities [G] of the groups, along the hypergradients of the path that was taken.
+  at::Tensor replay(const Learned& learned, const at::Tensor& multiplicity) const {
+    at::Tensor share = at::empty({static_cast<int64_t>(groups_.size())}, learned.x.options());
+    for (size_t g = 0; g < groups_.size(); ++g) share[static_cast<int64_t>(g)] = static_cast<double>(groups_[g].size(0));
+    share = share * multiplicity.to(share.scalar_type());
+    share = share / share.sum();
+    OuterAdamOptions adam;
+    adam.lr = options_.lr;
+    adam.shared = true;
+    const OuterAdam optimizer(adam);
+    State state;
+    at::Tensor x = at::zeros_like(learned.x);
+    for (const at::Tensor& step : learned.history) x = optimizer.step(state, x, share.matmul(step));
+    return x;
+  }
+
+  void learn_sources() {
+    stage("learning how far to trust each source");
+    const Learned learned = learn(Hyperparameter::Kind::kSourceWeight, options_.steps, groups_);
+    result_.x = learned.x;
+    if (convex()) start_ = learned.y;
+    const auto G = static_cast<int64_t>(groups_.size());
+    const auto weights_of = [&](const at::Tensor& x) { return x.sigmoid().index_select(0, sources_); };
+
+    Candidate candidate{weights_of(learned.x), {}};
+    for (int64_t k = 0; k < fold_count_; ++k) {
+      const at::Tensor without = (at::arange(G).remainder(static_cast<int64_t>(folds_.size())) != k).to(at::kDouble);
+      candidate.of_fold.push_back(weights_of(without.sum().item<double>() > 0 ? replay(learned, without) : learned.x));
+    }
+    stage("training with the learned weights of the sources");
+    result_.rows.push_back(row("weights", "learned weights of the sources alone", candidate, start_));
+    weights_ = candidate.weights;
+    posterior_ridge_ = result_.rows.back().ridge;
+
+    std::vector<at::Tensor> resampled;
+    for (int64_t b = 0; b < options_.resamples; ++b) {
+      const at::Tensor drawn = Stream(options_.seed, "resamples of the trusted").at(b).integers(G, {G});
+      resampled.push_back(replay(learned, drawn.bincount({}, G).to(at::kDouble)).sigmoid());
+    }
+    spread_ = resampled.size() > 1 ? at::stack(resampled).std(0) : at::zeros_like(learned.x);
+  }
+
+  /// [C, n]: class probabilities of each noisy sample by a model that has not seen it, trained with these weights.
+  at::Tensor out_of_fold(const at::Tensor& weights, double ridge, int64_t folds) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor fold = Stream(options_.seed, "folds of the noisy").at(0).permutation(n_).remainder(folds);
+    at::Tensor P = at::empty({classes_, n_}, weights.options());
+    at::Tensor y = start_;
+    for (int64_t k = 0; k < folds; ++k) {
+      stage("");
+      const at::Tensor held_back = fold == k;
+      y = trainer_.fit(with_trusted(weights.masked_fill(held_back, 0)), ridge, convex() ? y : at::Tensor{}, kRough).y;
+      const at::Tensor rows = held_back.nonzero().squeeze(1);
+      P.index_copy_(1, rows, trainer_.logits(y, noisy_features_.index_select(0, rows)).softmax(0));
+    }
+    return P;
+  }
+
+  /// Stage 2: the posterior that each label is right.
+  void judge_labels() {
+    stage("judging each label");
+    at::Tensor weights = weights_;
+    LabelPosterior posterior;
+    for (int64_t round = 0; round < options_.posterior_rounds; ++round) {
+      const at::Tensor P = out_of_fold(weights, posterior_ridge_, convex() ? 3 : 2);
+      posterior = label_posterior(P, data_.noisy.labels, sources_, source_count_);
+      // What is more likely wrong than right teaches the next round nothing; a network learns even faint weights by heart, but
+      // needs the samples.
+      weights = posterior.correct * posterior.correct.gt(convex() ? 0.5 : 0.05).to(weights.scalar_type());
+    }
+    take_posterior(posterior);
+    result_.suspicion = 1 - posterior.correct;
+  }
+
+  void take_posterior(const LabelPosterior& posterior) {
+    // A linear model takes the posterior itself; a network memorises whatever has any weight.
+    final_weights_ = convex() ? posterior.correct : posterior.correct.gt(0.5).to(posterior.correct.scalar_type());
+    result_.suggested = posterior.classes.argmax(0);
+    error_rate_ = 1 - per_source(posterior.correct) / per_source(ones());
+  }
+
+  /// --by sample: three rankings, and what they say together.
+  void rank_samples() {
+    const at::Tensor& labels = data_.noisy.labels;
+    stage("cross-validated confidence in each label");
+    const double ridge = convex() ? 1e-2 : 1e-4;
+    const at::Tensor self_confidence = of_labels(out_of_fold(ones(), ridge, convex() ? 5 : 2), labels);
+    stage("learning a weight for each sample");
+    const Learned learned = learn(Hyperparameter::Kind::kSampleWeight, std::min<int64_t>(options_.steps, 6), {at::arange(m_)});
+    result_.x = learned.x;
+    result_.rankings["trusted"] = 1 - trusted_probability_;
+    result_.rankings["self-confidence"] = 1 - self_confidence;
+    result_.rankings["learned"] = 1 - learned.x.sigmoid();
+
+    stage("judging each label");
+    at::Tensor mean_rank = at::zeros({n_}, at::kDouble);
+    for (const auto& [name, ranking] : result_.rankings) mean_rank = mean_rank + ranks(ranking);
+    at::Tensor weights = mean_rank.le(mean_rank.median()).to(self_confidence.scalar_type());  // begin with the better half
+    LabelPosterior posterior;
+    at::Tensor P;
+    for (int64_t round = 0; round < 3; ++round) {
+      const ReweightRow fit = row("", "", {weights, {}}, start_);
+      P = out_of_fold(weights, fit.ridge, convex() ? 5 : 2);
+      posterior = label_posterior(P, labels, sources_, source_count_);
+      weights = posterior.correct.gt(0.5).to(weights.scalar_type());
+    }
+    take_posterior(posterior);
+    result_.suspicion = (ranks(-posterior.correct) + ranks(-of_labels(P, labels))) / (2.0 * static_cast<double>(n_));
+    result_.rankings["combined"] = result_.suspicion;
+    spread_ = at::zeros({source_count_});
+  }
+
+  void finish() {
+    const ReweightRow& trusted = result_.row("trusted");
+    const ReweightRow& judged = result_.row(options_.by == "sample" ? "learned" : "weights");
+    const bool better = judged.held_back_accuracy > trusted.held_back_accuracy ||
+                        (judged.held_back_accuracy == trusted.held_back_accuracy && judged.held_back_loss < trusted.held_back_loss);
+    result_.recommended = better ? "learned" : "trusted";
+    if (!better) {
+      result_.warning = fmt::format(
+          "Learning from the doubtful labels does not beat the trusted samples alone: {:.1f} % against {:.1f} % right on trusted "
+          "samples that were held back. The model of the trusted samples is the one to use, and the one that was saved.",
+          100 * judged.held_back_accuracy, 100 * trusted.held_back_accuracy);
+    }
+
+    const at::Tensor all = with_trusted(final_weights_);
+    result_.weights = final_weights_ / all.mean();
+    const at::Tensor samples = per_source(ones());
+    const at::Tensor mean_weight = per_source(result_.weights) / samples;
+    at::Tensor true_error;
+    if (data_.truth.defined()) {
+      const at::Tensor wrong = data_.truth != data_.noisy.labels;
+      true_error = per_source(wrong.to(at::kDouble)) / samples;
+      if (wrong.any().item<bool>()) {
+        result_.auc["suspicion"] = area_under_curve(result_.suspicion, wrong);
+        for (const auto& [name, ranking] : result_.rankings) result_.auc[name] = area_under_curve(ranking, wrong);
+      }
+    }
+    const at::Tensor trust = options_.by == "sample" ? per_source(result_.x.sigmoid()) / samples : result_.x.sigmoid();
+    for (int64_t s = 0; s < source_count_; ++s) {
+      SourceTrust source;
+      source.name = data_.noisy.source_names.empty() ? "all" : data_.noisy.source_names[s];
+      source.samples = samples[s].item<int64_t>();
+      source.weight = trust[s].item<double>();
+      source.spread = spread_[s].item<double>();
+      source.final_weight = mean_weight[s].item<double>();
+      source.error_rate = error_rate_[s].item<double>();
+      if (true_error.defined()) source.true_error_rate = true_error[s].item<double>();
+      result_.sources.push_back(source);
+    }
+    if (true_error.defined() && source_count_ > 2) result_.rank_correlation = rank_correlation(trust, 1 - true_error);
+    cost_ += trainer_.cost();
+    result_.cost = cost_;
+  }
+
+  const ReweightData& data_;
+  const ReweightOptions& options_;
+  const ReweightWatch& watch_;
+  int64_t n_, m_, classes_;
+  at::Tensor sources_;
+  int64_t source_count_;
+  Trainer trainer_;
+  at::Tensor noisy_features_, trusted_features_;
+  std::vector<at::Tensor> groups_, folds_;  // of the trusted samples
+  int64_t fold_count_ = 1;                  // folds that are used
+  std::vector<double> ridges_;
+
+  ReweightResult result_;
+  at::Tensor start_;                        // where linear fits begin
+  at::Tensor trusted_probability_;          // [n], of the given label
+  at::Tensor weights_, final_weights_;      // [n]
+  at::Tensor spread_, error_rate_;          // [S]
+  double posterior_ridge_ = 0;
+  Cost cost_;
+};
+
+std::vector<LabelRequest> Job::requests(int64_t count) {
+  const double ridge = convex() ? 1e-2 : 1e-4;
+  const at::Tensor doubt = 1 - of_labels(out_of_fold(ones(), ridge, convex() ? 3 : 2), data_.noisy.labels);
+  const at::Tensor shuffled = Stream(options_.seed, "rows to label").at(0).permutation(n_);
+  std::vector<LabelRequest> requests;
+  for (int64_t s = 0; s < source_count_; ++s) {
+    const at::Tensor rows = (sources_ == s).nonzero().squeeze(1);
+    const at::Tensor order = doubt.index_select(0, rows).argsort(0, /*descending=*/true);
+    const auto name = data_.noisy.source_names.empty() ? std::string("all") : data_.noisy.source_names[s];
+    std::vector<bool> taken(static_cast<size_t>(n_), false);
+    const auto add = [&](int64_t i, const char* reason) {
+      taken[static_cast<size_t>(i)] = true;
+      requests.push_back({i, name, reason, doubt[i].item<double>()});
+    };
+    const int64_t doubted = std::min((count + 1) / 2, rows.size(0));
+    for (int64_t j = 0; j < doubted; ++j) add(rows[order[j].item<int64_t>()].item<int64_t>(), "doubted");
+    int64_t wanted = std::min(count, rows.size(0)) - doubted;
+    for (int64_t j = 0; j < n_ && wanted > 0; ++j) {
+      const int64_t i = shuffled[j].item<int64_t>();
+      if (sources_[i].item<int64_t>() != s || taken[static_cast<size_t>(i)]) continue;
+      add(i, "random");
+      --wanted;
+    }
+  }
+  return requests;
+}
+
+}  // namespace
+
+std::vector<std::string> ReweightOptions::violations() const {
+  std::vector<std::string> found = model.violations();
+  const auto demand = [&](bool holds, std::string violation) {
+    if (!holds) found.push_back(std::move(violation));
+  };
+  demand(by == "source" || by == "sample", fmt::format("by = \"{}\" must be \"source\" or \"sample\"", by));
+  demand(steps >= 1, fmt::format("steps = {} must be at least 1", steps));
+  demand(lr > 0 && std::isfinite(lr), fmt::format("lr = {} must be positive", lr));
+  demand(ridge > 0 && std::isfinite(ridge), fmt::format("ridge = {} must be positive", ridge));
+  demand(iterations >= 1, fmt::format("iterations = {} must be at least 1", iterations));
+  demand(damping >= 0, fmt::format("damping = {} must not be negative", damping));
+  demand(groups >= 1, fmt::format("groups = {} must be at least 1", groups));
+  demand(folds >= 2, fmt::format("folds = {} must be at least 2", folds));
+  demand(resamples >= 0, fmt::format("resamples = {} must not be negative", resamples));
+  demand(posterior_rounds >= 1, fmt::format("posterior_rounds = {} must be at least 1", posterior_rounds));
+  for (const double r : ridges) demand(r > 0, fmt::format("ridges holds {}, and all must be positive", r));
+  return found;
+}
+
+void read(Section& section, ReweightOptions& options) {
+  section.read_choice("by", options.by, {"source", "sample"});
+  section.read("steps", options.steps);
+  section.read("lr", options.lr);
+  section.read("ridge", options.ridge);
+  section.read("iterations", options.iterations);
+  section.read("damping", options.damping);
+  section.read("groups", options.groups);
+  section.read("signal", options.signal);
+  section.read("resamples", options.resamples);
+  section.read("folds", options.folds);
+  section.read("posterior_rounds", options.posterior_rounds);
+  section.read("ridges", options.ridges);
+  section.check(options.violations());
+}
+
+const ReweightRow& ReweightResult::row(const std::string& slug) const {
+  for (const ReweightRow& one : rows) {
+    if (one.slug == slug) return one;
+  }
+  throw Error(fmt::format("ReweightResult::row: there is no row \"{}\".", slug));
+}
+
+ReweightResult reweight(const ReweightData& data, const ReweightOptions& options, const ReweightWatch& watch) {
+  const auto violations = options.violations();
+  require(violations.empty(), fmt::format("reweight: {}.", fmt::join(violations, "; ")));
+  require(data.noisy.size() > 0, "reweight: there are no samples.");
+  require(data.trusted.features.defined() && data.trusted.size() >= 10,
+          fmt::format("reweight: at least 10 trusted samples are needed, got {}.",
+                      data.trusted.features.defined() ? data.trusted.size() : 0));
+  require(data.trusted.dimension() == data.noisy.dimension(),
+          fmt::format("reweight: the trusted samples have {} features, the others {}.", data.trusted.dimension(), data.noisy.dimension()));
+  require(options.by == "sample" || data.noisy.sources.defined(),
+          "reweight: by = \"source\" needs the source of each sample. Name its column with --source, or use --by sample.");
+  return Job(data, options, watch).run();
+}
+
+std::vector<LabelRequest> rows_to_label(const Dataset& noisy, const ReweightOptions& options, int64_t count) {
+  ReweightData data;
+  data.noisy = noisy;
+  data.trusted = noisy.select(at::empty({0}, at::kLong));
+  return Job(data, options, {}).requests(count);
+}
+
+double rank_correlation(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor u = ranks(a) - ranks(a).mean(), v = ranks(b) - ranks(b).mean();
+  return (u.dot(v) / (u.norm() * v.norm())).item<double>();
+}
+
+double area_under_curve(const at::Tensor& score, const at::Tensor& positive) {
+  const at::Tensor r = ranks(score);
+  const auto n = static_cast<double>(score.size(0));
+  const double p = positive.sum().item<double>();
+  require(p > 0 && p < n, "area_under_curve: both kinds of samples are needed.");
+  return (r.masked_select(positive).sum().item<double>() - p * (p + 1) / 2) / (p * (n - p));
+}
+
+}  // namespace bilevel

@@ -10,7 +10,8 @@ namespace bilevel {
 
 BatchPlan BatchPlan::shuffled(int64_t samples, int64_t size, Stream stream) {
   require(size > 0, fmt::format("BatchPlan::shuffled: the batch size {} should be positive.", size));
-  require(size <= samples, fmt::format("BatchPlan::shuffled: the batch size {} is larger than the number of samples, {}.", size, samples));
+  require(size <= samples,
+          fmt::format("BatchPlan::shuffled: the batch size {} is larger than the number of samples, {}.", size, samples));
   BatchPlan plan;
   plan.plan_ = Shuffled{samples, size, stream, -1, {}};
   return plan;
@@ -20,8 +21,9 @@ BatchPlan BatchPlan::fixed(at::Tensor indices, int64_t samples) {
   require(indices.defined() && indices.dim() == 2 && indices.numel() > 0,
           fmt::format("BatchPlan::fixed: the indices should be [T, B], and their shape is [{}].",
                       indices.defined() ? fmt::format("{}", fmt::join(indices.sizes(), ", ")) : "undefined"));
-  require(at::isIntegralType(indices.scalar_type(), /*includeBool=*/false),
-          fmt::format("BatchPlan::fixed: the indices should be integers, and they are {}.", c10::toString(indices.scalar_type())));
+  require(
+      at::isIntegralType(indices.scalar_type(), /*includeBool=*/false),
+      fmt::format("BatchPlan::fixed: the indices should be integers, and they are {}.", c10::toString(indices.scalar_type())));
   indices = indices.to(at::kLong).contiguous();
   const int64_t low = indices.min().item<int64_t>(), high = indices.max().item<int64_t>();
   require(low >= 0, fmt::format("BatchPlan::fixed: the index {} is negative.", low));

@@ -36,7 +36,9 @@ struct Collector {
 class Parser {
  public:
   // Every line end is reported, so that the lines can be counted; and what comes after a closing quote is an error.
-  Parser() { require(csv_init(&parser_, CSV_STRICT | CSV_STRICT_FINI | CSV_REPALL_NL) == 0, "parse_csv: libcsv could not start."); }
+  Parser() {
+    require(csv_init(&parser_, CSV_STRICT | CSV_STRICT_FINI | CSV_REPALL_NL) == 0, "parse_csv: libcsv could not start.");
+  }
   ~Parser() { csv_free(&parser_); }
   Parser(const Parser&) = delete;
   Parser& operator=(const Parser&) = delete;
@@ -82,7 +84,8 @@ void check_columns(const std::vector<std::string>& columns, const std::string& p
 }
 
 std::string quoted(const std::string& field, bool alone) {
-  const bool spaced = !field.empty() && (field.front() == ' ' || field.back() == ' ' || field.front() == '\t' || field.back() == '\t');
+  const bool spaced =
+      !field.empty() && (field.front() == ' ' || field.back() == ' ' || field.front() == '\t' || field.back() == '\t');
   if (!spaced && !(alone && field.empty()) && field.find_first_of(",\"\r\n") == std::string::npos) return field;
   std::string text = "\"";
   for (const char c : field) text += c == '"' ? std::string("\"\"") : std::string(1, c);
@@ -96,43 +99,45 @@ void append_row(std::string& text, const std::vector<std::string>& row) {
 
 }  // namespace
 
-bool Table::has(const std::string& column) const { return std::find(columns.begin(), columns.end(), column) != columns.end(); }
+bool CsvTable::has(const std::string& column) const { return std::find(columns.begin(), columns.end(), column) != columns.end(); }
 
-size_t Table::index(const std::string& column) const {
+size_t CsvTable::index(const std::string& column) const {
   const auto found = std::find(columns.begin(), columns.end(), column);
   if (found == columns.end()) throw Error(fmt::format("{} has no column \"{}\".{}", name, column, suggestion(column, columns)));
   return static_cast<size_t>(found - columns.begin());
 }
 
-std::string Table::place(size_t row) const {
+std::string CsvTable::place(size_t row) const {
   if (row >= lines.size()) return fmt::format("row {} of {}", row, name);
   return fmt::format("{}:{}", row < files.size() ? files[row] : name, lines[row]);
 }
 
-Table parse_csv(std::string_view bytes, const std::string& name) {
+CsvTable parse_csv(std::string_view bytes, const std::string& name) {
   if (bytes.starts_with("\xef\xbb\xbf")) bytes.remove_prefix(3);
   Collector found;
   Parser parser;
   for (int64_t line = 1; !bytes.empty(); ++line) {
-    const std::string_view text = bytes.substr(0, bytes.find('\n') == std::string_view::npos ? bytes.size() : bytes.find('\n') + 1);
+    const std::string_view text =
+        bytes.substr(0, bytes.find('\n') == std::string_view::npos ? bytes.size() : bytes.find('\n') + 1);
     bytes.remove_prefix(text.size());
     if (!is_utf8(text)) throw Error(fmt::format("{}:{}: the text is not UTF-8; save the file as \"CSV UTF-8\".", name, line));
     if (found.row_ended) found.row_line = line;
     found.row_ended = false;
     if (!parser.feed(text, found)) {
-      throw Error(fmt::format("{}:{}: a quote stands inside a field; a field with quotes is written \"so \"\"quoted\"\" here\".", name,
-                              line));
+      throw Error(fmt::format("{}:{}: a quote stands inside a field; a field with quotes is written \"so \"\"quoted\"\" here\".",
+                              name, line));
     }
   }
-  if (!parser.finish(found)) throw Error(fmt::format("{}:{}: the quoted field that begins in this row does not end.", name, found.row_line));
+  if (!parser.finish(found))
+    throw Error(fmt::format("{}:{}: the quoted field that begins in this row does not end.", name, found.row_line));
 
   if (found.rows.empty()) throw Error(fmt::format("{} is empty; its first line should name the columns.", name));
-  Table table{name, std::move(found.rows.front()), {}, {}, {}};
+  CsvTable table{name, std::move(found.rows.front()), {}, {}, {}};
   check_columns(table.columns, fmt::format("{}:{}", name, found.lines.front()));
   for (size_t i = 1; i < found.rows.size(); ++i) {
     if (found.rows[i].size() != table.columns.size()) {
-      throw Error(fmt::format("{}:{}: the row has {} fields, and the line of names has {}.", name, found.lines[i], found.rows[i].size(),
-                              table.columns.size()));
+      throw Error(fmt::format("{}:{}: the row has {} fields, and the line of names has {}.", name, found.lines[i],
+                              found.rows[i].size(), table.columns.size()));
     }
     table.rows.push_back(std::move(found.rows[i]));
     table.lines.push_back(found.lines[i]);
@@ -141,9 +146,9 @@ Table parse_csv(std::string_view bytes, const std::string& name) {
   return table;
 }
 
-Table read_csv(const std::string& path) { return parse_csv(read_file(path), path); }
+CsvTable read_csv(const std::string& path) { return parse_csv(read_file(path), path); }
 
-void write_csv(const Table& table, const std::string& path) {
+void write_csv(const CsvTable& table, const std::string& path) {
   std::string text;
   append_row(text, table.columns);
   for (const auto& row : table.rows) append_row(text, row);

@@ -7,7 +7,7 @@
 namespace bilevel {
 
 /// A table of texts with a line of names.
-struct Table {
+struct CsvTable {
   std::string name;                            // of the file, for messages
   std::vector<std::string> columns;            // distinct and not empty
   std::vector<std::vector<std::string>> rows;  // each as long as `columns`
@@ -20,12 +20,13 @@ struct Table {
 };
 
 /// Reads comma-separated values (RFC 4180) in UTF-8, with or without a byte order mark, lines ended by LF or CRLF. Blank lines do
-/// not count, nor do spaces around a field without quotes. Throws Error with file and line for a row that is longer or shorter than the line of names, a quote that does not
-/// end, a column without a name or with the name of another, bytes that are not UTF-8, and a file without rows.
-Table read_csv(const std::string& path);
-Table parse_csv(std::string_view bytes, const std::string& name);
+/// not count, nor do spaces around a field without quotes. Throws Error with file and line for a row that is longer or shorter
+/// than the line of names, a quote that does not end, a column without a name or with the name of another, bytes that are not
+/// UTF-8, and a file without rows.
+CsvTable read_csv(const std::string& path);
+CsvTable parse_csv(std::string_view bytes, const std::string& name);
 
 /// Writes beside `path` and renames.
-void write_csv(const Table& table, const std::string& path);
+void write_csv(const CsvTable& table, const std::string& path);
 
 }  // namespace bilevel

@@ -28,7 +28,7 @@ std::string error_of(std::string_view text) {
 }
 
 TEST(Csv, ReadsQuotesLineEndsAndAByteOrderMark) {
-  const Table table = parse_csv("\xef\xbb\xbfname,\"a \"\"b\"\", c\"\r\n\"two\r\nlines\", 1 \r\n\r\n x y ,\"\"", "t.csv");
+  const CsvTable table = parse_csv("\xef\xbb\xbfname,\"a \"\"b\"\", c\"\r\n\"two\r\nlines\", 1 \r\n\r\n x y ,\"\"", "t.csv");
   EXPECT_THAT(table.columns, ElementsAre("name", "a \"b\", c"));
   EXPECT_THAT(table.rows, ElementsAre(ElementsAre("two\r\nlines", "1"), ElementsAre("x y", "")));
   EXPECT_THAT(table.lines, ElementsAre(2, 5));
@@ -53,7 +53,7 @@ TEST(Csv, SaysWhatIsWrongWithAFile) {
 }
 
 TEST(Csv, SuggestsTheNearestColumn) {
-  const Table table = parse_csv("label,source\n1,2\n", "t.csv");
+  const CsvTable table = parse_csv("label,source\n1,2\n", "t.csv");
   EXPECT_EQ(table.index("source"), 1u);
   try {
     table.index("lable");
@@ -65,12 +65,12 @@ TEST(Csv, SuggestsTheNearestColumn) {
 
 TEST(Csv, WritesWhatItReadsBack) {
   const std::string path = fmt::format("{}bilevel_csv_{}.csv", testing::TempDir(), getpid());
-  const Table table{"t", {"a", "b,c"}, {{"plain", "qu\"ote"}, {" spaced ", "two\nlines"}, {"", "größe\r"}}, {}, {}};
+  const CsvTable table{"t", {"a", "b,c"}, {{"plain", "qu\"ote"}, {" spaced ", "two\nlines"}, {"", "größe\r"}}, {}, {}};
   write_csv(table, path);
-  const Table again = read_csv(path);
+  const CsvTable again = read_csv(path);
   EXPECT_EQ(again.columns, table.columns);
   EXPECT_EQ(again.rows, table.rows);
-  const Table one{"t", {"a"}, {{""}, {"x"}}, {}, {}};  // an empty field alone must not become a blank line
+  const CsvTable one{"t", {"a"}, {{""}, {"x"}}, {}, {}};  // an empty field alone must not become a blank line
   write_csv(one, path);
   EXPECT_EQ(read_csv(path).rows, one.rows);
   std::filesystem::remove(path);

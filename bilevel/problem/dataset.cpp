@@ -59,7 +59,7 @@ struct Names {
   bool whole = true;
   std::vector<std::string> names;
 
-  static Names of(const Table& table, size_t column) {
+  static Names of(const CsvTable& table, size_t column) {
     Names result;
     std::set<std::string> texts;
     std::set<int64_t> numbers;
@@ -80,7 +80,7 @@ struct Names {
   }
 };
 
-at::Tensor numbers_of_names(const Table& table, const std::string& column, const std::vector<std::string>& names,
+at::Tensor numbers_of_names(const CsvTable& table, const std::string& column, const std::vector<std::string>& names,
                             std::string_view what) {
   std::map<std::string, int64_t> number;
   for (const auto& name : names) number.emplace(name, static_cast<int64_t>(number.size()));
@@ -94,16 +94,17 @@ at::Tensor numbers_of_names(const Table& table, const std::string& column, const
       if (const auto whole = whole_number_in(text)) found = number.find(std::to_string(*whole));
     }
     if (found == number.end()) {
-      throw Error(fmt::format("{}: the {} \"{}\" of column \"{}\" is not among those of the training data ({}).{}", table.place(i), what,
-                              text, column, fmt::join(names.begin(), names.begin() + static_cast<int64_t>(std::min<size_t>(names.size(), 20)), ", "),
-                              nearest(text, names).empty() ? "" : suggestion(text, names)));
+      throw Error(fmt::format(
+          "{}: the {} \"{}\" of column \"{}\" is not among those of the training data ({}).{}", table.place(i), what, text,
+          column, fmt::join(names.begin(), names.begin() + static_cast<int64_t>(std::min<size_t>(names.size(), 20)), ", "),
+          nearest(text, names).empty() ? "" : suggestion(text, names)));
     }
     values.push_back(found->second);
   }
   return at::tensor(values, at::TensorOptions(at::kLong));
 }
 
-double number_at(const Table& table, size_t row, size_t column) {
+double number_at(const CsvTable& table, size_t row, size_t column) {
   const std::string& text = table.rows[row][column];
   const auto place = [&] { return fmt::format("{}: column \"{}\"", table.place(row), table.columns[column]); };
   const auto value = number_in(text);
@@ -118,7 +119,7 @@ double number_at(const Table& table, size_t row, size_t column) {
 
 // ---- tables
 
-bool is_numeric(const Table& table, size_t column) {
+bool is_numeric(const CsvTable& table, size_t column) {
   // A marker of a missing value does not make a column of numbers one of texts: it is reported instead.
   bool some = false;
   for (const auto& row : table.rows) {
@@ -131,7 +132,7 @@ bool is_numeric(const Table& table, size_t column) {
   return some;
 }
 
-Encoding::Column fit_column(const Table& table, size_t j) {
+Encoding::Column fit_column(const CsvTable& table, size_t j) {
   Encoding::Column column{table.columns[j], 0, 1, {}};
   const auto n = static_cast<double>(table.rows.size());
   if (is_numeric(table, j)) {
@@ -148,40 +149,43 @@ Encoding::Column fit_column(const Table& table, size_t j) {
     column.mean = *low + mean * range * 2;
     column.std = std::sqrt(squares / n) * range * 2;
     if (!std::isfinite(column.mean) || !std::isfinite(column.std) || column.std <= 0) {
-      throw Error(fmt::format("{}: the numbers of column \"{}\", {} to {}, cannot be standardised.", table.name, column.name, *low, *high));
+      throw Error(fmt::format("{}: the numbers of column \"{}\", {} to {}, cannot be standardised.", table.name, column.name,
+                              *low, *high));
     }
     return column;
   }
   std::set<std::string> categories;
   for (size_t i = 0; i < table.rows.size(); ++i) {
     if (table.rows[i][j].empty()) {
-      throw Error(fmt::format("{}: column \"{}\" is empty: a missing value. Fill it in, or leave the row out.", table.place(i), column.name));
+      throw Error(fmt::format("{}: column \"{}\" is empty: a missing value. Fill it in, or leave the row out.", table.place(i),
+                              column.name));
     }
     categories.insert(table.rows[i][j]);
   }
   if (categories.size() > kManyCategories && categories.size() > table.rows.size() / 2) {
-    throw Error(fmt::format("{}: column \"{}\" has {} different texts in {} rows, as names and identifiers do; nothing can be learned "
-                            "from them. Leave the column out.",
-                            table.name, column.name, categories.size(), table.rows.size()));
+    throw Error(
+        fmt::format("{}: column \"{}\" has {} different texts in {} rows, as names and identifiers do; nothing can be learned "
+                    "from them. Leave the column out.",
+                    table.name, column.name, categories.size(), table.rows.size()));
   }
   column.categories.assign(categories.begin(), categories.end());
   return column;
 }
 
-Table read_csv_file(const std::string& path) {
+CsvTable read_csv_file(const std::string& path) {
   return path.ends_with(".gz") ? parse_csv(gunzip(read_file(path), path), path) : read_csv(path);
 }
 
-Table read_folder(const std::string& folder) {
+CsvTable read_folder(const std::string& folder) {
   std::vector<std::string> paths;
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (is_csv(entry.path().string())) paths.push_back(entry.path().string());
   }
   require(!paths.empty(), fmt::format("{} has no .csv files; it should have one for each source.", folder));
   std::sort(paths.begin(), paths.end());
-  Table all;
+  CsvTable all;
   for (const std::string& path : paths) {
-    Table part = read_csv_file(path);
+    CsvTable part = read_csv_file(path);
     if (all.columns.empty()) all.columns = part.columns;
     std::vector<size_t> order;
     for (const std::string& column : all.columns) order.push_back(part.index(column));
@@ -250,7 +254,9 @@ void require_finite(const at::Tensor& values, const std::string& path, const Dat
   const double value = values.reshape({-1})[at].item<double>();
   throw Error(fmt::format("{}{} is {}.", row_place(path, spec, at / columns),
                           values.dim() > 1 ? fmt::format(", column {}", at % columns) : "",
-                          std::isnan(value) ? "NaN" : std::isinf(value) ? "infinite" : fmt::format("{}", value)));
+                          std::isnan(value)   ? "NaN"
+                          : std::isinf(value) ? "infinite"
+                                              : fmt::format("{}", value)));
 }
 
 at::Tensor require_whole(const at::Tensor& values, const std::string& path, const DataSpec& spec, std::string_view what) {
@@ -270,7 +276,8 @@ at::Tensor read_column(const std::string& path, int64_t samples, const DataSpec&
   if (values.dim() == 2 && values.size(1) == 1) values = values.squeeze(1);
   require(values.dim() == 1, fmt::format("{}: the {} should be one number for each sample, and the shape is [{}].", path, what,
                                          fmt::join(values.sizes(), ", ")));
-  require(values.size(0) == samples, fmt::format("{} has {} {}, and {} has {} samples.", path, values.size(0), what, spec.x, samples));
+  require(values.size(0) == samples,
+          fmt::format("{} has {} {}, and {} has {} samples.", path, values.size(0), what, spec.x, samples));
   const auto [first, count] = range_of(spec, samples);
   return values.narrow(0, first, count);
 }
@@ -283,11 +290,12 @@ void check_classes(const at::Tensor& labels, const std::string& path, const Data
     class_names = encoding->class_names;
     if (low >= 0 && high < classes) return;
     const int64_t row = first_true(labels.lt(0).logical_or(labels.ge(classes)));
-    throw Error(fmt::format("{}: the label {} is out of range; the training data have the classes 0 to {}.", row_place(path, spec, row),
-                            labels[row].item<int64_t>(), classes - 1));
+    throw Error(fmt::format("{}: the label {} is out of range; the training data have the classes 0 to {}.",
+                            row_place(path, spec, row), labels[row].item<int64_t>(), classes - 1));
   }
   if (low < 0) {
-    throw Error(fmt::format("{}: the label {} is out of range; classes are numbered from 0.", row_place(path, spec, first_true(labels.lt(0))), low));
+    throw Error(fmt::format("{}: the label {} is out of range; classes are numbered from 0.",
+                            row_place(path, spec, first_true(labels.lt(0))), low));
   }
   if (high >= std::max(labels.size(0), kManyClasses)) {
     throw Error(fmt::format("{}: the label {} is out of range for {} samples; classes are numbered 0, 1, 2, ….",
@@ -296,7 +304,8 @@ void check_classes(const at::Tensor& labels, const std::string& path, const Data
   for (int64_t k = 0; k <= high; ++k) class_names.push_back(std::to_string(k));
 }
 
-void check_sources(const at::Tensor& sources, const std::string& path, const DataSpec& spec, std::vector<std::string>& source_names) {
+void check_sources(const at::Tensor& sources, const std::string& path, const DataSpec& spec,
+                   std::vector<std::string>& source_names) {
   const int64_t low = sources.min().item<int64_t>(), high = sources.max().item<int64_t>();
   if (low < 0) {
     throw Error(fmt::format("{}: the source {} is out of range; sources are numbered from 0.",
@@ -309,7 +318,8 @@ void check_sources(const at::Tensor& sources, const std::string& path, const Dat
   }
   const auto missing = std::find(seen.begin(), seen.end(), false);
   if (missing != seen.end()) {
-    throw Error(fmt::format("{}: source {} has no samples; sources are numbered 0 to {} without gaps.", path, missing - seen.begin(), high));
+    throw Error(fmt::format("{}: source {} has no samples; sources are numbered 0 to {} without gaps.", path,
+                            missing - seen.begin(), high));
   }
   for (int64_t k = 0; k <= high; ++k) source_names.push_back(std::to_string(k));
 }
@@ -383,8 +393,8 @@ Dataset load_builtin(const DataSpec& spec) {
 
 void check_fits(const Dataset& data, const DataSpec& spec, const Encoding& encoding) {
   require(!encoding.table, fmt::format("{}: the training data were a table (.csv), and these are not.", spec.name()));
-  require(encoding.dimension == data.dimension(), fmt::format("{} has {} features a row, and the training data have {}.", spec.name(),
-                                                              data.dimension(), encoding.dimension));
+  require(encoding.dimension == data.dimension(), fmt::format("{} has {} features a row, and the training data have {}.",
+                                                              spec.name(), data.dimension(), encoding.dimension));
   require(spec.builtin.empty() || spec.regression || encoding.classes() >= data.classes(),
           fmt::format("{} has {} classes, and the training data have {}.", spec.name(), data.classes(), encoding.classes()));
 }
@@ -409,11 +419,13 @@ std::vector<std::string> DataSpec::violations() const {
   if (split != "train" && split != "test") list.push_back(fmt::format("split = \"{}\" is neither \"train\" nor \"test\"", split));
   if (csv && !y.empty()) list.push_back("y is for arrays; the labels of a .csv are a column: label = \"COLUMN\"");
   if (!csv && !label.empty()) list.push_back("label is a column of a .csv; the labels of arrays are a file: y = \"FILE\"");
-  if (!builtin.empty() && !(y.empty() && source.empty())) list.push_back("builtin data have labels and no sources: leave y and source out");
+  if (!builtin.empty() && !(y.empty() && source.empty()))
+    list.push_back("builtin data have labels and no sources: leave y and source out");
   if (csv && !label.empty() && label == source) list.push_back(fmt::format("label and source are the same column \"{}\"", label));
   if (first < 0) list.push_back(fmt::format("first = {} is negative", first));
   if (count < 0) list.push_back(fmt::format("count = {} is negative", count));
-  if (dtype != at::kFloat && dtype != at::kDouble) list.push_back(fmt::format("dtype {} is neither float32 nor float64", c10::toString(dtype)));
+  if (dtype != at::kFloat && dtype != at::kDouble)
+    list.push_back(fmt::format("dtype {} is neither float32 nor float64", c10::toString(dtype)));
   return list;
 }
 
@@ -445,9 +457,9 @@ bool is_table(const DataSpec& spec) {
   return is_csv(spec.x) || (!spec.x.empty() && fs::is_directory(spec.x, none));
 }
 
-Table load_table(const DataSpec& spec) {
+CsvTable load_table(const DataSpec& spec) {
   require(is_table(spec), fmt::format("{} is no table; a table is a .csv file, or a folder of them.", spec.name()));
-  Table table = fs::is_directory(spec.x) ? read_folder(spec.x) : read_csv_file(spec.x);
+  CsvTable table = fs::is_directory(spec.x) ? read_folder(spec.x) : read_csv_file(spec.x);
   const auto [first, count] = range_of(spec, static_cast<int64_t>(table.rows.size()));
   const auto cut = [first = first, count = count](auto& list) {
     if (list.empty()) return;
@@ -460,7 +472,7 @@ Table load_table(const DataSpec& spec) {
   return table;
 }
 
-Encoding fit_encoding(const Table& table, const std::string& label, const std::string& source, bool regression) {
+Encoding fit_encoding(const CsvTable& table, const std::string& label, const std::string& source, bool regression) {
   require(!table.rows.empty(), fmt::format("{} has no samples.", table.name));
   Encoding encoding;
   encoding.table = true;
@@ -484,7 +496,7 @@ Encoding fit_encoding(const Table& table, const std::string& label, const std::s
   return encoding;
 }
 
-Dataset encode(const Table& table, const Encoding& encoding, const std::string& label, const std::string& source,
+Dataset encode(const CsvTable& table, const Encoding& encoding, const std::string& label, const std::string& source,
                at::ScalarType dtype) {
   require(encoding.table, fmt::format("{}: the training data were arrays, and this is a table.", table.name));
   require(!table.rows.empty(), fmt::format("{} has no samples.", table.name));
@@ -503,12 +515,14 @@ Dataset encode(const Table& table, const Encoding& encoding, const std::string& 
       if (column.categories.empty()) {
         *row = (number_at(table, i, j) - column.mean) / column.std;
         if (!std::isfinite(*row) || (dtype == at::kFloat && !std::isfinite(static_cast<float>(*row)))) {
-          throw Error(fmt::format("{}: column \"{}\" is {}, too far from the training data's.", table.place(i), column.name, text));
+          throw Error(
+              fmt::format("{}: column \"{}\" is {}, too far from the training data's.", table.place(i), column.name, text));
         }
         continue;
       }
       if (text.empty()) {
-        throw Error(fmt::format("{}: column \"{}\" is empty: a missing value. Fill it in, or leave the row out.", table.place(i), column.name));
+        throw Error(fmt::format("{}: column \"{}\" is empty: a missing value. Fill it in, or leave the row out.", table.place(i),
+                                column.name));
       }
       const auto found = std::lower_bound(column.categories.begin(), column.categories.end(), text);
       if (found != column.categories.end() && *found == text) {
@@ -518,9 +532,10 @@ Dataset encode(const Table& table, const Encoding& encoding, const std::string& 
       }
     }
     if (unseen > 0) {
-      data.notes.push_back(fmt::format("{}: column \"{}\" has a category that the training data lack in {} of {} rows (\"{}\"{}); they "
-                                       "count as having none of the known ones.",
-                                       table.name, column.name, unseen, n, example, unseen > 1 ? ", …" : ""));
+      data.notes.push_back(
+          fmt::format("{}: column \"{}\" has a category that the training data lack in {} of {} rows (\"{}\"{}); they "
+                      "count as having none of the known ones.",
+                      table.name, column.name, unseen, n, example, unseen > 1 ? ", …" : ""));
     }
     if (column.categories.empty()) {
       data.feature_names.push_back(column.name);
@@ -552,7 +567,7 @@ Dataset load_dataset(const DataSpec& spec, const Encoding* encoding, Encoding* f
   const auto wrong = spec.violations();
   require(wrong.empty(), fmt::format("load_dataset({}): {}.", spec.name(), fmt::join(wrong, "; ")));
   if (is_table(spec)) {
-    const Table table = load_table(spec);
+    const CsvTable table = load_table(spec);
     const std::string source = table.has(kFolderSource) && spec.source.empty() ? kFolderSource : spec.source;
     const Encoding used = encoding ? *encoding : fit_encoding(table, spec.label, source, spec.regression);
     if (fitted) *fitted = used;

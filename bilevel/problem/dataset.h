@@ -14,8 +14,7 @@ namespace bilevel {
 /// Samples to learn from.
 struct Dataset {
   at::Tensor features;  // [n, d], float32 or float64, finite
-  at::Tensor labels;    // int64 [n], 0 … classes − 1; numbers [n] of the features' dtype for a regression; undefined where none
-                        // were asked for
+  at::Tensor labels;    // classes from 0, int64 [n]; for a regression numbers [n] of the features' dtype; undefined if not asked for
   at::Tensor sources;   // int64 [n], 0 … sources − 1; undefined where none were given
   std::vector<std::string> class_names, source_names;
   std::vector<std::string> feature_names;  // [d] of a table; empty for arrays
@@ -31,12 +30,12 @@ struct Dataset {
   Dataset select(const at::Tensor& rows) const;
 };
 
-/// How the columns of a table became numbers, and what the numbers of classes mean. It is fitted on the training data, stored with
-/// the model and applied to all other rows.
+/// How the columns of a table became numbers, and what the numbers of classes mean. It is fitted on the training data, stored
+/// with the model and applied to all other rows.
 ///
-/// A column of numbers is standardised, (value − mean) / std with the training data's population mean and std; of a constant column
-/// std is 1. A column of texts becomes one feature per category, 1 where the row has it. A category that the training data lack is
-/// 0 in all of them, and noted in the data set. Columns that the training table did not have are ignored.
+/// A column of numbers is standardised, (value − mean) / std with the training data's population mean and std; of a constant
+/// column std is 1. A column of texts becomes one feature per category, 1 where the row has it. A category that the training data
+/// lack is 0 in all of them, and noted in the data set. Columns that the training table did not have are ignored.
 struct Encoding {
   struct Column {
     std::string name;
@@ -77,22 +76,22 @@ struct DataSpec {
 /// Reads all of a section and finishes it.
 void read(Section& section, DataSpec& spec);
 
-/// Loads, checks and encodes. Without `encoding` one is fitted, and written to `fitted` where that is given; with it the data must
-/// fit it. Bytes of images (IDX of uint8, .npy of uint8 with three dimensions or more) become numbers in [0, 1], digits' pixels are
-/// divided by 16. Without y and label there are no labels.
+/// Loads, checks and encodes. Without `encoding` one is fitted, and written to `fitted` where that is given; with it the data
+/// must fit it. Bytes of images (IDX of uint8, .npy of uint8 with three dimensions or more) become numbers in [0, 1], digits'
+/// pixels are divided by 16. Without y and label there are no labels.
 ///
 /// Throws Error, naming file, row (counted from 0, or by the line of a .csv) and column, for whatever cannot be learned from:
-/// missing, NaN or infinite values, labels that are no classes or are out of range, lengths that differ, a source without samples,
-/// no samples at all.
+/// missing, NaN or infinite values, labels that are no classes or are out of range, lengths that differ, a source without
+/// samples, no samples at all.
 Dataset load_dataset(const DataSpec& spec, const Encoding* encoding = nullptr, Encoding* fitted = nullptr);
 
 /// The rows of a .csv (or a folder of them) that `spec` names, as texts.
-Table load_table(const DataSpec& spec);
+CsvTable load_table(const DataSpec& spec);
 bool is_table(const DataSpec& spec);
 
 /// The two steps of load_dataset for tables. An empty label or source column: none.
-Encoding fit_encoding(const Table& table, const std::string& label, const std::string& source, bool regression);
-Dataset encode(const Table& table, const Encoding& encoding, const std::string& label, const std::string& source,
+Encoding fit_encoding(const CsvTable& table, const std::string& label, const std::string& source, bool regression);
+Dataset encode(const CsvTable& table, const Encoding& encoding, const std::string& label, const std::string& source,
                at::ScalarType dtype);
 
 /// The column of sources that load_table appends where x is a folder.

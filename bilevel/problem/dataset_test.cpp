@@ -201,7 +201,8 @@ TEST_F(DatasetTest, RefusesAColumnOfIdentifiersAndATableWithoutFeatures) {
 // ---- arrays
 
 TEST_F(DatasetTest, ArraysAreTakenAsTheyAre) {
-  const Dataset data = load_dataset(arrays(doubles({1, -2, 3.5, 4, 5, 6}).view({3, 2}), longs({2, 0, 2}), longs({1, 0, 1}).to(at::kInt)));
+  const Dataset data =
+      load_dataset(arrays(doubles({1, -2, 3.5, 4, 5, 6}).view({3, 2}), longs({2, 0, 2}), longs({1, 0, 1}).to(at::kInt)));
   EXPECT_TRUE(at::equal(data.features, doubles({1, -2, 3.5, 4, 5, 6}).view({3, 2})));
   EXPECT_TRUE(at::equal(data.labels, longs({2, 0, 2})));
   EXPECT_TRUE(at::equal(data.sources, longs({1, 0, 1})));
@@ -214,7 +215,8 @@ TEST_F(DatasetTest, LabelsMayBeOfAnyIntegerTypeOrWholeFloats) {
     EXPECT_TRUE(at::equal(load_dataset(arrays(at::ones({3, 1}), longs({1, 0, 2}).to(type))).labels, longs({1, 0, 2})));
   }
   EXPECT_TRUE(at::equal(load_dataset(arrays(at::ones({2, 1}), longs({1, 0}).view({2, 1}))).labels, longs({1, 0})));
-  EXPECT_THAT(error_of_arrays(at::ones({3, 1}), doubles({0, 1.5, 1})), AllOf(HasSubstr("y.npy: row 1 is 1.5"), HasSubstr("whole")));
+  EXPECT_THAT(error_of_arrays(at::ones({3, 1}), doubles({0, 1.5, 1})),
+              AllOf(HasSubstr("y.npy: row 1 is 1.5"), HasSubstr("whole")));
 }
 
 TEST_F(DatasetTest, BytesOfImagesBecomeNumbersUpToOne) {
@@ -223,7 +225,8 @@ TEST_F(DatasetTest, BytesOfImagesBecomeNumbersUpToOne) {
   EXPECT_TRUE(at::allclose(data.features, at::full({2, 12}, 0.2, at::kDouble)));
   EXPECT_EQ(data.height, 3);
   EXPECT_EQ(data.width, 4);
-  EXPECT_TRUE(at::equal(load_dataset(arrays(images.view({2, 12}), longs({0, 1}))).features, at::full({2, 12}, 51.0, at::kDouble)));
+  EXPECT_TRUE(
+      at::equal(load_dataset(arrays(images.view({2, 12}), longs({0, 1}))).features, at::full({2, 12}, 51.0, at::kDouble)));
 }
 
 TEST_F(DatasetTest, ReadsIdxByContentWhateverItsName) {
@@ -258,7 +261,9 @@ TEST_F(DatasetTest, RefusesLabelsOutOfRangeAndLengthsThatDiffer) {
   EXPECT_THAT(error_of_arrays(x, at::zeros({3, 2}, at::kLong)), HasSubstr("one number for each sample"));
   Encoding encoding;
   load_dataset(arrays(x, longs({0, 1, 2})), nullptr, &encoding);
-  EXPECT_THAT(error_of([&] { load_dataset(arrays(x, longs({0, 3, 1})), &encoding); }),
+  EXPECT_THAT(error_of([&] {
+                load_dataset(arrays(x, longs({0, 3, 1})), &encoding);
+              }),
               AllOf(HasSubstr("row 1"), HasSubstr("label 3 is out of range"), HasSubstr("0 to 2")));
   EXPECT_THAT(error_of([&] { load_dataset(arrays(at::zeros({3, 5}), longs({0, 1, 2})), &encoding); }), HasSubstr("5 features"));
 }

@@ -13,7 +13,8 @@
 asm(".pushsection .rodata\n"
     ".globl bilevel_digits_begin\n.hidden bilevel_digits_begin\n"
     ".globl bilevel_digits_end\n.hidden bilevel_digits_end\n"
-    "bilevel_digits_begin:\n.incbin \"" BILEVEL_DIGITS "\"\n"
+    "bilevel_digits_begin:\n.incbin \"" BILEVEL_DIGITS
+    "\"\n"
     "bilevel_digits_end:\n"
     ".popsection\n");
 extern "C" {
@@ -50,8 +51,8 @@ Digits parse(std::string_view text) {
 }  // namespace
 
 const Digits& digits() {
-  static const Digits kDigits =
-      parse(gunzip({bilevel_digits_begin, static_cast<size_t>(bilevel_digits_end - bilevel_digits_begin)}, "the embedded digits"));
+  static const Digits kDigits = parse(
+      gunzip({bilevel_digits_begin, static_cast<size_t>(bilevel_digits_end - bilevel_digits_begin)}, "the embedded digits"));
   return kDigits;
 }
 

@@ -49,7 +49,8 @@ std::string gunzip(std::string_view bytes, const std::string& name) {
       if (rest.empty()) return content;
       if (!is_gzip(rest)) throw Error(fmt::format("{}: {} bytes follow the end of the gzip data.", name, rest.size()));
       inflateReset(stream.get());
-    } else if (status == Z_BUF_ERROR || (status == Z_OK && stream->avail_in == 0 && at == bytes.size() && stream->avail_out > 0)) {
+    } else if (status == Z_BUF_ERROR ||
+               (status == Z_OK && stream->avail_in == 0 && at == bytes.size() && stream->avail_out > 0)) {
       throw Error(fmt::format("{}: the gzip data are cut off after {} bytes.", name, bytes.size()));
     } else if (status != Z_OK) {
       throw Error(fmt::format("{}: the gzip data are damaged ({}).", name, stream->msg ? stream->msg : "zlib gives no reason"));

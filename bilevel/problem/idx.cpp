@@ -45,8 +45,8 @@ at::Tensor parse_idx(std::string_view bytes, const std::string& name) {
   for (const Dtype& candidate : kDtypes) {
     if (magic >> 8 == candidate.code) dtype = &candidate;
   }
-  check(dtype != nullptr, fmt::format("it begins with {:#010x}, and an IDX file with 0x0000 and a type (such as 0x00000803 for images)",
-                                      magic));
+  check(dtype != nullptr,
+        fmt::format("it begins with {:#010x}, and an IDX file with 0x0000 and a type (such as 0x00000803 for images)", magic));
   const size_t dimensions = magic & 0xff;
   check(bytes.size() >= 4 + 4 * dimensions, "it is shorter than its header");
   const std::string_view data = bytes.substr(4 + 4 * dimensions);
@@ -62,7 +62,8 @@ at::Tensor parse_idx(std::string_view bytes, const std::string& name) {
     shape.push_back(extent);
   }
   const size_t expected = static_cast<size_t>(count) * item;
-  check(data.size() >= expected, fmt::format("it is cut off: its shape needs {} bytes of data, and it has {}", expected, data.size()));
+  check(data.size() >= expected,
+        fmt::format("it is cut off: its shape needs {} bytes of data, and it has {}", expected, data.size()));
   check(data.size() == expected, fmt::format("{} bytes follow its data", data.size() - expected));
 
   at::Tensor tensor = at::empty(shape, at::TensorOptions(dtype->type));

@@ -57,7 +57,8 @@ TEST(Idx, SaysWhatIsWrongWithAFile) {
 TEST(Idx, RefusesEveryCutOffFile) {
   for (const std::string name : {"images", "images.gz"}) {
     const std::string whole = read_file(file(name));
-    for (size_t size = 0; size < whole.size(); ++size) EXPECT_THROW(parse_idx(whole.substr(0, size), "cut"), Error) << name << size;
+    for (size_t size = 0; size < whole.size(); ++size)
+      EXPECT_THROW(parse_idx(whole.substr(0, size), "cut"), Error) << name << size;
   }
 }
 

@@ -9,7 +9,8 @@
 namespace bilevel {
 namespace {
 
-void add(std::vector<Labeller>& labellers, Draw& draw, std::string_view name, int count, double low, double high, NoiseKind kind) {
+void add(std::vector<Labeller>& labellers, Draw& draw, std::string_view name, int count, double low, double high,
+         NoiseKind kind) {
   const at::Tensor u = draw.uniform({count});
   for (int i = 0; i < count; ++i) {
     labellers.push_back({fmt::format("{} {}", name, i + 1), low + (high - low) * u[i].item<double>(), kind});
@@ -51,21 +52,24 @@ std::vector<int64_t> next_class(int64_t classes) {
   return map;
 }
 
-NoisyLabels simulate_labels(const at::Tensor& truth, const std::vector<Labeller>& labellers, const std::vector<int64_t>& look_alikes,
-                            uint64_t seed) {
+NoisyLabels simulate_labels(const at::Tensor& truth, const std::vector<Labeller>& labellers,
+                            const std::vector<int64_t>& look_alikes, uint64_t seed) {
   const auto classes = static_cast<int64_t>(look_alikes.size());
   const auto S = static_cast<int64_t>(labellers.size());
-  require(truth.dim() == 1 && truth.scalar_type() == at::kLong && truth.is_cpu(), "simulate_labels: truth should be int64 [n] on the CPU.");
+  require(truth.dim() == 1 && truth.scalar_type() == at::kLong && truth.is_cpu(),
+          "simulate_labels: truth should be int64 [n] on the CPU.");
   const int64_t n = truth.size(0);
   require(classes >= 2, fmt::format("simulate_labels: look_alikes has {} classes, and a wrong label needs two.", classes));
   require(S > 0 && n >= S, fmt::format("simulate_labels: {} samples cannot be given to {} labellers.", n, S));
   for (int64_t k = 0; k < classes; ++k) {
     const int64_t other = look_alikes[static_cast<size_t>(k)];
-    require(other >= 0 && other < classes && other != k, fmt::format("simulate_labels: look_alikes takes class {} for {}.", k, other));
+    require(other >= 0 && other < classes && other != k,
+            fmt::format("simulate_labels: look_alikes takes class {} for {}.", k, other));
   }
   for (const Labeller& labeller : labellers) {
-    require(labeller.error_rate >= 0 && labeller.error_rate <= 1,
-            fmt::format("simulate_labels: the error rate {} of \"{}\" should lie in [0, 1].", labeller.error_rate, labeller.name));
+    require(
+        labeller.error_rate >= 0 && labeller.error_rate <= 1,
+        fmt::format("simulate_labels: the error rate {} of \"{}\" should lie in [0, 1].", labeller.error_rate, labeller.name));
   }
 
   Draw draw = Stream(seed, "label noise").at(0);
@@ -86,7 +90,8 @@ NoisyLabels simulate_labels(const at::Tensor& truth, const std::vector<Labeller>
     samples[s] += 1;
     if (u[i] >= labellers[s].error_rate) continue;
     errors[s] += 1;
-    label[i] = labellers[s].kind == NoiseKind::kLookAlike ? look_alikes[static_cast<size_t>(label[i])] : (label[i] + by[i]) % classes;
+    label[i] =
+        labellers[s].kind == NoiseKind::kLookAlike ? look_alikes[static_cast<size_t>(label[i])] : (label[i] + by[i]) % classes;
   }
   noisy.wrong = noisy.labels.ne(truth);
   for (size_t s = 0; s < labellers.size(); ++s) {

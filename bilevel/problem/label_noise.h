@@ -19,7 +19,8 @@ struct Labeller {
   NoiseKind kind = NoiseKind::kRandom;
 };
 
-/// 6 careful (2–10 % random), 7 careless (30–70 % random) and 7 confused labellers (60–90 % look-alike). Rates are drawn from `seed`.
+/// 6 careful (2–10 % random), 7 careless (30–70 % random) and 7 confused labellers (60–90 % look-alike). Rates are drawn from
+/// `seed`.
 std::vector<Labeller> mixed_labellers(uint64_t seed);
 /// 6 careful (2–10 % random) and 14 who move 80 % of their labels to the look-alike class.
 std::vector<Labeller> swapping_labellers(uint64_t seed);
@@ -42,7 +43,7 @@ struct NoisyLabels {
 
 /// Gives each sample to one labeller, at random and equally many to each, and labels it as that labeller does. `truth` is
 /// int64 [n] in 0 … classes − 1, `look_alikes` a map of all classes without fixed points. The same seed, the same labels.
-NoisyLabels simulate_labels(const at::Tensor& truth, const std::vector<Labeller>& labellers, const std::vector<int64_t>& look_alikes,
-                            uint64_t seed);
+NoisyLabels simulate_labels(const at::Tensor& truth, const std::vector<Labeller>& labellers,
+                            const std::vector<int64_t>& look_alikes, uint64_t seed);
 
 }  // namespace bilevel

@@ -60,8 +60,9 @@ TEST(LabelNoise, IsAFunctionOfTheSeed) {
 
 TEST(LabelNoise, TheLabellersAreThoseOfTheMainJob) {
   const auto count = [](const std::vector<Labeller>& all, NoiseKind kind, double low, double high) {
-    return std::count_if(all.begin(), all.end(),
-                         [&](const Labeller& one) { return one.kind == kind && one.error_rate >= low && one.error_rate <= high; });
+    return std::count_if(all.begin(), all.end(), [&](const Labeller& one) {
+      return one.kind == kind && one.error_rate >= low && one.error_rate <= high;
+    });
   };
   const auto mixed = mixed_labellers(9), swapping = swapping_labellers(9);
   ASSERT_EQ(mixed.size(), 20u);
@@ -79,7 +80,7 @@ TEST(LabelNoise, RefusesWhatMakesNoSense) {
   const std::vector<Labeller> one = {{"a", 0.5, NoiseKind::kRandom}};
   EXPECT_THROW(simulate_labels(y, {}, digits_look_alikes(), 0), Error);
   EXPECT_THROW(simulate_labels(y, {{"a", 1.5, NoiseKind::kRandom}}, digits_look_alikes(), 0), Error);
-  EXPECT_THROW(simulate_labels(y, one, next_class(3), 0), Error);       // truth has classes beyond 2
+  EXPECT_THROW(simulate_labels(y, one, next_class(3), 0), Error);  // truth has classes beyond 2
   EXPECT_THROW(simulate_labels(y, one, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, 0), Error);
   EXPECT_THROW(simulate_labels(truth(10), mixed_labellers(0), digits_look_alikes(), 0), Error);  // 20 labellers
 }

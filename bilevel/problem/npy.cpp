@@ -25,9 +25,9 @@ struct Dtype {
   std::string_view code;
   at::ScalarType stored;
 };
-constexpr Dtype kDtypes[] = {{"b1", at::kByte}, {"i1", at::kChar},   {"i2", at::kShort},  {"i4", at::kInt},
-                             {"i8", at::kLong}, {"u1", at::kByte},   {"u2", at::kUInt16}, {"u4", at::kUInt32},
-                             {"u8", at::kLong}, {"f2", at::kHalf},   {"f4", at::kFloat},  {"f8", at::kDouble}};
+constexpr Dtype kDtypes[] = {{"b1", at::kByte}, {"i1", at::kChar}, {"i2", at::kShort},  {"i4", at::kInt},
+                             {"i8", at::kLong}, {"u1", at::kByte}, {"u2", at::kUInt16}, {"u4", at::kUInt32},
+                             {"u8", at::kLong}, {"f2", at::kHalf}, {"f4", at::kFloat},  {"f8", at::kDouble}};
 constexpr size_t kMaxDimensions = 64;  // NumPy's own limit
 
 struct Header {
@@ -127,8 +127,9 @@ const Dtype& dtype_of(const HeaderParser& parser, const std::string& descr) {
   const char order = descr.empty() ? '\0' : descr[0];
   const std::string_view code = std::string_view(descr).substr(descr.empty() ? 0 : 1);
   if (code.starts_with('O')) {
-    parser.fail("object arrays hold Python objects, and reading them would run code; save it as numbers, for example "
-                "np.save(path, array.astype(\"float64\"))");
+    parser.fail(
+        "object arrays hold Python objects, and reading them would run code; save it as numbers, for example "
+        "np.save(path, array.astype(\"float64\"))");
   }
   if (code.starts_with('U') || code.starts_with('S')) {
     parser.fail("it holds text; number the texts (np.unique(array, return_inverse=True)), or use a .csv file");
@@ -185,7 +186,8 @@ at::Tensor parse_npy(std::string_view bytes, const std::string& name) {
   if (expected > 0) std::memcpy(tensor.data_ptr(), data.data(), expected);
   if (dtype.code == "b1") tensor = tensor.ne(0);  // any other byte in a bool is undefined behaviour
   if (dtype.stored == at::kUInt16 || dtype.stored == at::kUInt32) tensor = tensor.to(at::kLong);
-  if (dtype.code == "u8" && count > 0 && tensor.min().item<int64_t>() < 0) parser.fail("a value of it is larger than int64 can hold");
+  if (dtype.code == "u8" && count > 0 && tensor.min().item<int64_t>() < 0)
+    parser.fail("a value of it is larger than int64 can hold");
   if (header.fortran_order && tensor.dim() > 1) {
     std::vector<int64_t> reversed(static_cast<size_t>(tensor.dim()));
     for (size_t i = 0; i < reversed.size(); ++i) reversed[i] = static_cast<int64_t>(reversed.size() - 1 - i);

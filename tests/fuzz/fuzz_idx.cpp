@@ -4,5 +4,6 @@
 #include "tests/fuzz/fuzz.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  return reads_or_refuses(data, size, [](std::string_view bytes) { bilevel::parse_idx(bytes, "fuzz.idx").to(at::kDouble).sum(); });
+  return reads_or_refuses(data, size,
+                          [](std::string_view bytes) { bilevel::parse_idx(bytes, "fuzz.idx").to(at::kDouble).sum(); });
 }

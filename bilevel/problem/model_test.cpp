@@ -61,8 +61,8 @@ TEST_P(EveryModel, GivesThePlainModelsLogitsClassMajor) {
   EXPECT_TRUE(model->outputs(y.to(at::kFloat), X.to(at::kFloat)).allclose(z.to(at::kFloat), 1e-4, 1e-4));
 }
 
+// Also of relu: the differences are too short to cross one of its kinks here.
 TEST_P(EveryModel, HasTheSecondDerivativesOfItsDifferences) {
-  if (GetParam().options.activation == "relu") GTEST_SKIP() << "relu has kinks";
   const auto model = make_model(GetParam().options, {8, 6}, 3);
   const at::Tensor X = draw(1).normal({11, 8, 6}), v = draw(2).normal({model->layout().size()});
   const at::Tensor y = draw(0).normal({model->layout().size()}).mul_(0.3);

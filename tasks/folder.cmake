@@ -1,0 +1,1 @@
+target_link_libraries(bilevel_tasks PRIVATE $<BUILD_INTERFACE:deps::json>)

@@ -12,7 +12,7 @@
     if (size >= 1e6 || size < 1e-3) return v.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e").replace("-", "−").replace("e-", "e−");
     return String(Number(v.toPrecision(4))).replace("-", "−");
   }
-  const short = (text) => (text.length > 22 ? text.slice(0, 21) + "…" : text);
+  const short = (text, length = 22) => (text.length > length ? text.slice(0, length - 1) + "…" : text);
 
   // Whiskers of ± spread, which the library does not draw.
   const whiskers = {
@@ -48,7 +48,7 @@
 
   function axis(title, extra) {
     return {
-      title: { display: title !== "", text: title, color: token("--soft") },
+      title: { display: title !== "", text: short(title, 40), color: token("--soft") },
       grid: { color: token("--grid"), borderColor: token("--line") },
       ...extra,
       ticks: { color: token("--soft"), maxRotation: 60, ...(extra && extra.ticks) },

@@ -188,8 +188,7 @@ Report::Section curves(const Run& run) {
   section.blocks.push_back(chart_of("Outer loss", "f(x, y)", std::move(outer), log_outer));
   section.blocks.push_back(chart_of("Inner loss", "g(x, y)", std::move(inner), log_inner));
   section.blocks.push_back(chart_of("Hypergradient norm", "‖dF/dx‖", std::move(norm), log_norm));
-  section.blocks.push_back(
-      chart_of("Stationarity of the inner solution", "‖r(x, y)‖", std::move(stationarity), log_stationarity));
+  section.blocks.push_back(chart_of("Inner stationarity", "‖r(x, y)‖", std::move(stationarity), log_stationarity));
 
   LineChart shares{.title = "Metrics", .x_label = "outer step", .y_label = "", .series = {}};  // those in 0…1 share their axis
   std::vector<Block> others;
@@ -203,6 +202,7 @@ Report::Section curves(const Run& run) {
       others.push_back(chart_of(name, name, std::move(series), log_y));
     }
   }
+  if (shares.series.size() == 1) shares.title = shares.series[0].name;
   if (!shares.series.empty()) section.blocks.push_back(std::move(shares));
   section.blocks.insert(section.blocks.end(), others.begin(), others.end());
   return section;
@@ -367,7 +367,12 @@ Report run_report(const std::string& directory) {
 }
 
 std::string terminal_summary(const std::string& directory, int width, bool color) {
-  std::string summary = render_terminal(run_report(directory), width, color);
+  Report report = run_report(directory);
+  // The table of the parts says enough here; their bars are for the page.
+  for (auto& section : report.sections) {
+    std::erase_if(section.blocks, [](const Block& block) { return std::holds_alternative<BarChart>(block); });
+  }
+  std::string summary = render_terminal(report, width, color);
   const fs::path page = fs::path(directory) / "report.html";
   if (fs::exists(page)) summary += fmt::format("\nThe whole report: {}\n", page.string());
   return summary;

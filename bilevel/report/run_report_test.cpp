@@ -35,7 +35,7 @@ class RunReport : public testing::Test {
     r.inner_loss = 0.25;
     r.hypergradient_norm = 0.5;
     r.stationarity = 1e-9;
-    r.metrics = {{"accuracy", 0.5 + 0.01 * static_cast<double>(k)}, {"perplexity", 40.0}};
+    r.metrics = {{"accuracy", 0.5 + 0.01 * static_cast<double>(k)}, {"f1", 0.5}, {"perplexity", 40.0}};
     r.cost.gradients = 10;
     r.cost.hvps = 8;
     r.cost.seconds = 0.5;
@@ -98,8 +98,9 @@ TEST_F(RunReport, HoldsTheCurvesOfTheLog) {
   const LineChart* norm = find<LineChart>(report, "Hypergradient norm");
   ASSERT_NE(norm, nullptr);
   EXPECT_TRUE(std::isnan(norm->series[0].y[2]));  // null in the log
-  EXPECT_TRUE(find<LineChart>(report, "Stationarity of the inner solution")->log_y);
+  EXPECT_TRUE(find<LineChart>(report, "Inner stationarity")->log_y);
   ASSERT_NE(find<LineChart>(report, "Metrics"), nullptr);
+  ASSERT_EQ(find<LineChart>(report, "Metrics")->series.size(), 2u);
   EXPECT_EQ(find<LineChart>(report, "Metrics")->series[0].name, "accuracy");
   EXPECT_NE(find<LineChart>(report, "perplexity"), nullptr);  // on an axis of its own
 }

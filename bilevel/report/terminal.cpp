@@ -132,16 +132,16 @@ class Writer {
   }
 
   void operator()(const LineChart& block) {
-    subtitle(block.title);
-    size_t names = 0;
-    for (const auto& s : block.series) names = std::max(names, std::min<size_t>(columns_of(one_line(s.name)), 26));
+    const bool single = block.series.size() == 1;  // then the title names it, and such charts stand below each other as one table
+    if (!single) subtitle(block.title);
+    const size_t names = std::min<size_t>(26, width_ / 3), numbers = 10;
+    const size_t used = 2 + names + 1 + numbers + 1 + 1 + numbers;
+    const size_t points = width_ > used + 8 ? std::min<size_t>(width_ - used, 48) : 8;
     for (const auto& s : block.series) {
       if (s.y.empty()) continue;
-      const std::string first = format_number(s.y.front()), last = format_number(s.y.back());
-      const size_t used = 2 + names + 2 + 10 + 1 + 1 + 10;
-      out_ += "  " + pad(cut(one_line(s.name), names), names) + "  " + pad(first, 10, true) + " " +
-              style("36", sparkline(s.y, block.log_y, width_ > used + 8 ? std::min<size_t>(width_ - used, 48) : 8)) + " " + last +
-              "\n";
+      const std::string name = one_line(single && !block.title.empty() ? block.title : s.name);
+      out_ += "  " + pad(cut(name, names), names) + " " + pad(format_number(s.y.front()), numbers, true) + " " +
+              style("36", pad(sparkline(s.y, block.log_y, points), points)) + " " + format_number(s.y.back()) + "\n";
     }
   }
 

@@ -132,6 +132,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
     EstimatorInput input{oracle_, *solver_, x, solution, inner_batch, outer_batch, q0};
     input.damping = state.has("damping") ? state.number("damping") : 0.0;
+    input.cold_start = !warm;
     Hypergradient one = estimator_->estimate(input);
 
     y.push_back(solution.y);

@@ -22,7 +22,7 @@ struct DoubleLoopOptions {
   Start start = Start::kWarm;
   bool carry_rule_state = false;  // momenta of the old x push y the wrong way; carry them where an outer step is a few inner steps
   bool warm_q = true;             // the linear solve begins at the q of the outer step before
-  BatchPlan outer_batches;        // all samples
+  BatchPlan outer_batches = {};   // all samples
   uint64_t seed = 0;              // of losses that draw random numbers
   std::vector<std::string> violations() const;
 };

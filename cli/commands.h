@@ -1,0 +1,46 @@
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "bilevel/core/config.h"
+#include "tasks/experiment.h"
+
+/// The front: one file per command. Results go to stdout, progress and messages to stderr.
+namespace bilevel::cli {
+
+/// What the command line asked for; its result is the exit status.
+using Action = std::function<int()>;
+
+// Each adds its command to `app`, and where that command is given puts what to do into `action`.
+void add_run(CLI::App& app, Action& action);
+void add_resume(CLI::App& app, Action& action);
+void add_hypergrad(CLI::App& app, Action& action);
+void add_report(CLI::App& app, Action& action);
+void add_new(CLI::App& app, Action& action);
+void add_list(CLI::App& app, Action& action);
+void add_selftest(CLI::App& app, Action& action);
+
+/// A configuration and what the command line changes in it.
+struct ConfigArguments {
+  std::string path;
+  std::vector<std::string> sets;
+  std::string seed, device, threads;  // empty: as the file says
+
+  void add_to(CLI::App& command);
+  Config load() const;
+};
+
+/// A progress bar on stderr, Ctrl-C as an interruption, one line for what is worth saying.
+RunFront terminal_front();
+/// Writes report.html, prints the summary, and gives the exit status.
+int conclude(const RunResult& result, const std::string& directory);
+
+int terminal_width();
+bool color_on_stdout();
+
+std::string version();
+
+}  // namespace bilevel::cli

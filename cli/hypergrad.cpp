@@ -1,0 +1,84 @@
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+
+namespace bilevel::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
+
+Json to_json(const Hypergradient& h) {
+  const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble).contiguous();
+  Json json;
+  json["inner_loss"] = h.inner_loss;
+  json["outer_loss"] = h.outer_loss;
+  json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
+  json["norm"] = value.norm().item<double>();
+  json["direct_norm"] = h.direct.to(at::kDouble).norm().item<double>();
+  json["status"] = to_string(h.grade);
+  json["message"] = h.message;
+  json["certificate"] = {{"differentiates", h.certificate.differentiates},
+                         {"stationarity", h.certificate.stationarity},
+                         {"relative_residual", optional(h.certificate.relative_residual)},
+                         {"error_bound", optional(h.certificate.error_bound)},
+                         {"distance_to_F", optional(h.certificate.distance_to_F)}};
+  json["cost"] = {{"forwards", h.cost.forwards},     {"gradients", h.cost.gradients}, {"hvps", h.cost.hvps},
+                  {"cross_products", h.cost.cross_products}, {"seconds", h.cost.seconds},     {"peak_bytes", h.cost.peak_bytes}};
+  return json;
+}
+
+void print_text(const Hypergradient& h, const Layout& layout) {
+  constexpr int64_t kShown = 10;
+  const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble);
+  fmt::print("{}: {}\n\n", to_string(h.grade), h.message);
+  fmt::print("outer loss       {:.10g}\ninner loss       {:.10g}\n", h.outer_loss, h.inner_loss);
+  fmt::print("‖hypergradient‖  {:.10g}   direct part {:.4g}\n", value.norm().item<double>(), h.direct.norm().item<double>());
+  fmt::print("differentiates   {}\nstationarity     {:.3g}\n", h.certificate.differentiates, h.certificate.stationarity);
+  if (h.certificate.relative_residual) fmt::print("linear residual  {:.3g} (relative)\n", *h.certificate.relative_residual);
+  if (h.certificate.error_bound) fmt::print("error at most    {:.3g} (2-norm)\n", *h.certificate.error_bound);
+  if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g}\n", *h.certificate.distance_to_F);
+  fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients, h.cost.hvps,
+             h.cost.cross_products, h.cost.forwards, h.cost.seconds);
+  // The largest first: they are what the outer step moves most.
+  const at::Tensor order = value.abs().argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
+  for (int64_t i = 0; i < std::min(kShown, value.numel()); ++i) {
+    const auto index = order[i].item<int64_t>();
+    fmt::print("  {:<28} {:+.6e}\n", layout.element_name(index), value[index].item<double>());
+  }
+  if (value.numel() > kShown) fmt::print("  … {} more; --json prints all\n", value.numel() - kShown);
+}
+
+}  // namespace
+
+void add_hypergrad(CLI::App& app, Action& action) {
+  struct Arguments {
+    ConfigArguments config;
+    bool json = false;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("hypergrad", "Compute one hypergradient, at the start point, with its certificate.");
+  arguments->config.add_to(*command);
+  command->add_flag("--json", arguments->json, "print one JSON object and nothing else");
+  command->footer("Example:\n  bilevel hypergrad ridge.toml --set hypergradient.solver=dense --json");
+  command->callback([arguments, &action] {
+    action = [arguments] {
+      const Experiment experiment(arguments->config.load());
+      const Hypergradient h = experiment.algorithm().hypergradient(experiment.algorithm().init());
+      if (arguments->json) {
+        fmt::print("{}\n", to_json(h).dump(-1, ' ', false, Json::error_handler_t::replace));
+      } else {
+        print_text(h, experiment.problem().outer_layout());
+      }
+      return h.grade == Grade::kBad ? 1 : 0;
+    };
+  });
+}
+
+}  // namespace bilevel::cli

@@ -1,0 +1,38 @@
+#include "cli/commands.h"
+
+namespace bilevel::cli {
+
+void add_run(CLI::App& app, Action& action) {
+  struct Arguments {
+    ConfigArguments config;
+    std::string out;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("run", "Run a configuration and leave its results in a directory.");
+  arguments->config.add_to(*command);
+  command->add_option("--out", arguments->out, "the run's directory, new or empty; runs/<name of CONFIG>-<n> unless given")
+      ->type_name("DIR");
+  command->footer("Example:\n  bilevel new supervised > ridge.toml\n  bilevel run ridge.toml --out runs/ridge --set outer.steps=30");
+  command->callback([arguments, &action] {
+    action = [arguments] {
+      const std::string out = arguments->out.empty() ? default_run_directory(arguments->config.path) : arguments->out;
+      RunDirectory::check_free(out);
+      const Experiment experiment(arguments->config.load());
+      const RunFront front = terminal_front();
+      for (const std::string& note : experiment.task().notes) front.notice(note);
+      return conclude(run_experiment(experiment, out, front), out);
+    };
+  });
+}
+
+void add_resume(CLI::App& app, Action& action) {
+  auto directory = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand("resume", "Go on with an interrupted run, to the same end bit for bit.");
+  command->add_option("directory", *directory, "the run's directory")->required()->type_name("DIR");
+  command->footer("Example:\n  bilevel resume runs/ridge");
+  command->callback([directory, &action] {
+    action = [directory] { return conclude(resume_experiment(*directory, terminal_front()), *directory); };
+  });
+}
+
+}  // namespace bilevel::cli

@@ -1,0 +1,33 @@
+#include "tasks/selftest.h"
+
+#include <chrono>
+#include <cstdio>
+
+#include <fmt/format.h>
+
+#include "cli/commands.h"
+
+namespace bilevel::cli {
+
+void add_selftest(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("selftest", "Check this build against numbers known from outside; under a minute.");
+  command->footer("Example:\n  bilevel selftest");
+  command->callback([&action] {
+    action = [] {
+      const auto began = std::chrono::steady_clock::now();
+      const std::vector<Check> checks = outside_checks();
+      size_t passed = 0;
+      for (const Check& check : checks) {
+        const CheckResult result = run_check(check);
+        passed += result.passed ? 1 : 0;
+        fmt::print("{}  {}\n        {}\n        {}\n", result.passed ? "ok    " : "FAILED", check.name, result.detail, check.source);
+        std::fflush(stdout);
+      }
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+      fmt::print("{} of {} checks passed in {:.1f} s.\n", passed, checks.size(), seconds);
+      return passed == checks.size() ? 0 : 1;
+    };
+  });
+}
+
+}  // namespace bilevel::cli

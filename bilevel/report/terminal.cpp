@@ -47,6 +47,15 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+size_t longest_word(const std::string& text) {
+  size_t longest = 0;
+  for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
+    end = std::min(text.find(' ', begin), text.size());
+    longest = std::max(longest, columns_of(std::string_view(text).substr(begin, end - begin)));
+  }
+  return longest;
+}
+
 /// One line of blocks ▁…█ of at most `columns` points of y, low to high.
 std::string sparkline(const std::vector<double>& y, bool log_y, size_t columns) {
   const char* const levels[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
@@ -123,10 +132,19 @@ class Writer {
     out_ += "  " + style("2", trimmed(line)) + "\n";
     for (const auto& row : block.rows) {
       line.clear();
-      for (size_t i = 0; i < std::min(row.cells.size(), widths.size()); ++i) {
+      const size_t cells = std::min(row.cells.size(), widths.size());
+      // A sentence in the last column goes on below itself, because a warning cut short is none.
+      const std::string last = cells == 0 || block.columns[cells - 1].numeric ? "" : content(row.cells[cells - 1]);
+      const bool wraps = cells > 0 && columns_of(last) > widths[cells - 1] && longest_word(last) <= widths[cells - 1];
+      for (size_t i = 0; i < (wraps ? cells - 1 : cells); ++i) {
         line += pad(cut(content(row.cells[i]), widths[i]), widths[i], block.columns[i].numeric) + "  ";
       }
-      out_ += (row.highlight ? "▶ " : "  ") + style(row.highlight ? "1" : "", trimmed(line)) + "\n";
+      out_ += (row.highlight ? "▶ " : "  ") + style(row.highlight ? "1" : "", wraps ? line : trimmed(line));
+      if (wraps) {
+        wrapped(last, 2 + columns_of(line), "");
+      } else {
+        out_ += "\n";
+      }
     }
     if (!block.note.empty()) paragraph(block.note, "2");
   }

@@ -33,6 +33,15 @@ TEST(Terminal, AlignsNumbersToTheRightAndMarksTheRow) {
   EXPECT_THAT(text, HasSubstr("  row         accuracy\n  all data  73.2 ± 0.3\n▶ λ                  8\n"));
 }
 
+TEST(Terminal, ASentenceInTheLastColumnIsWrappedAndNotCut) {
+  const std::string text =
+      render_terminal(report_of(Table{.title = "",
+                                      .columns = {{"step", true}, {"message", false}},
+                                      .rows = {{{"7", "The linear solve stopped at its limit of 20 products."}}}}),
+                      40);
+  EXPECT_THAT(text, HasSubstr("     7  The linear solve stopped at its\n        limit of 20 products.\n"));
+}
+
 TEST(Terminal, KeepsToItsWidth) {
   std::string words;
   for (int i = 0; i < 60; ++i) words += "word ";
@@ -42,6 +51,8 @@ TEST(Terminal, KeepsToItsWidth) {
   report.sections[0].blocks.emplace_back(KeyValues{"", {{"key", words}}});
   report.sections[0].blocks.emplace_back(
       Table{.title = "", .columns = {{"a", false}, {"b", true}}, .rows = {{{Cell(words), "1"}}}});
+  report.sections[0].blocks.emplace_back(
+      Table{.title = "", .columns = {{"a", true}, {"b", false}}, .rows = {{{"1", Cell(words)}}}});
   report.sections[0].blocks.emplace_back(
       BarChart{.title = "", .label_name = "l", .value_label = "v", .labels = {words}, .series = {{"s", {1.5}}}});
   for (const int width : {50, 80, 120})

@@ -130,6 +130,20 @@ def test_every_chart_is_drawn_and_nothing_is_wrong(browser, page, tmp_path, size
     assert (lightness(seen["background"]) > 0.8) == (scheme == LIGHT)
 
 
+def test_a_dark_page_is_printed_on_white(browser, page, tmp_path):
+    script = """<script>
+      const look = () => [getComputedStyle(document.body).backgroundColor, Chart.getChart(document.querySelector("canvas")).data.datasets[0].backgroundColor];
+      const looks = [look()];
+      for (const event of ["beforeprint", "afterprint"]) { dispatchEvent(new Event(event)); looks.push(look()); }
+      document.documentElement.dataset.probe = JSON.stringify(looks);
+    </script>"""
+    dom, console = open_page(browser, page.replace("</body>", script + "</body>"), tmp_path, DARK)
+    before, printed, after = probe(dom)
+    assert console == []
+    assert before == after and printed[1] != before[1]
+    assert lightness(before[0]) < 0.2 and lightness(printed[0]) > 0.8
+
+
 def test_hostile_texts_are_shown_as_they_are(browser, page, tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--"
     script = "<script>document.documentElement.dataset.title = document.querySelectorAll('h2')[4].textContent;</script>"

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
 #include <nlohmann/json.hpp>
 
 #include "bilevel/core/error.h"
@@ -17,9 +18,15 @@ namespace {
 constexpr const char* kFormat = "bilevel-model-1";
 
 nlohmann::json to_json(const TrainedModel& m) {
-  return {{"kind", m.model.kind},         {"bias", m.model.bias},     {"hidden", m.model.hidden},
-          {"channels", m.model.channels}, {"kernel", m.model.kernel}, {"activation", m.model.activation},
-          {"loss", m.loss},               {"outputs", m.outputs},     {"sample_shape", m.sample_shape}};
+  return {{"kind", m.model.kind},
+          {"bias", m.model.bias},
+          {"hidden", m.model.hidden},
+          {"channels", m.model.channels},
+          {"kernel", m.model.kernel},
+          {"activation", m.model.activation},
+          {"loss", m.loss},
+          {"outputs", m.outputs},
+          {"sample_shape", m.sample_shape}};
 }
 
 void from_json(const nlohmann::json& json, TrainedModel& m) {
@@ -41,8 +48,9 @@ Prediction TrainedModel::predict(const at::Tensor& features) const {
   const Loss kind(loss);
   int64_t size = 1;
   for (const int64_t extent : sample_shape) size *= extent;
-  require(features.defined() && features.dim() >= 1 && features.numel() == features.size(0) * size,
-          fmt::format("TrainedModel::predict: expected [n, {}] features, got shape [{}].", size, fmt::join(features.sizes(), ", ")));
+  require(
+      features.defined() && features.dim() >= 1 && features.numel() == features.size(0) * size,
+      fmt::format("TrainedModel::predict: expected [n, {}] features, got shape [{}].", size, fmt::join(features.sizes(), ", ")));
   std::vector<int64_t> shape = sample_shape;
   shape.insert(shape.begin(), features.size(0));
   const at::Tensor X = features.to(weights.device(), weights.scalar_type()).reshape(shape);
@@ -72,7 +80,8 @@ TrainedModel load_model(const std::string& path) {
     require(found != content.metadata.end(), fmt::format("{}: not a model of bilevel: its metadata have no \"{}\".", path, key));
     return found->second;
   };
-  require(entry("format") == kFormat, fmt::format("{}: its format is \"{}\", and this program reads \"{}\".", path, entry("format"), kFormat));
+  require(entry("format") == kFormat,
+          fmt::format("{}: its format is \"{}\", and this program reads \"{}\".", path, entry("format"), kFormat));
   TrainedModel m;
   try {
     from_json(nlohmann::json::parse(entry("model")), m);
@@ -98,7 +107,8 @@ TrainedModel load_model(const std::string& path) {
     require(tensor.is_floating_point() && tensor.sizes() == at::IntArrayRef(part.shape),
             fmt::format("{}: \"{}\" should hold floating numbers of shape [{}], got {} of shape [{}].", path, part.name,
                         fmt::join(part.shape, ", "), at::toString(tensor.scalar_type()), fmt::join(tensor.sizes(), ", ")));
-    require(parts.empty() || tensor.scalar_type() == parts[0].scalar_type(), fmt::format("{}: the weights are not all of one type.", path));
+    require(parts.empty() || tensor.scalar_type() == parts[0].scalar_type(),
+            fmt::format("{}: the weights are not all of one type.", path));
     parts.push_back(tensor);
   }
   require(content.tensors.size() == parts.size(), fmt::format("{}: it holds tensors that the model does not have.", path));

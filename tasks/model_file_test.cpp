@@ -1,13 +1,12 @@
 #include "tasks/model_file.h"
 
-#include <cmath>
-#include <filesystem>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-
 #include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -24,7 +23,8 @@ class ModelFile : public testing::Test {
  protected:
   void SetUp() override {
     path_ = (std::filesystem::temp_directory_path() /
-             fmt::format("bilevel_{}_{}.safetensors", testing::UnitTest::GetInstance()->current_test_info()->name(), ::getpid())).string();
+             fmt::format("bilevel_{}_{}.safetensors", testing::UnitTest::GetInstance()->current_test_info()->name(), ::getpid()))
+                .string();
   }
   void TearDown() override { std::filesystem::remove(path_); }
 

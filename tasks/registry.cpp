@@ -10,7 +10,8 @@ namespace bilevel {
 
 namespace {
 
-constexpr const char* kSupervisedTemplate = R"toml(# A supervised task: the inner problem trains a model on [data.inner], the outer problem chooses the hyperparameters by the
+constexpr const char* kSupervisedTemplate =
+    R"toml(# A supervised task: the inner problem trains a model on [data.inner], the outer problem chooses the hyperparameters by the
 # loss on [data.outer]. Run it:   bilevel run CONFIG.toml --out DIR
 # Every key but those of [data] may be left out; unknown keys are errors.
 
@@ -64,7 +65,7 @@ iterations = 20
 [outer]
 rule  = "adam"
 lr    = 0.1
-steps = 20
+steps = 40
 
 [run]
 seed = 0
@@ -103,7 +104,8 @@ Task make_supervised(const Config& config, c10::Device device) {
     task.notes.insert(task.notes.end(), loaded.notes.begin(), loaded.notes.end());
   };
   for (const char* key : {"inner", "outer"}) {
-    if (!data.has(key)) data.fail(key, fmt::format("missing: {} = {{ x = \"x.npy\", y = \"y.npy\" }}, a .csv, or builtin = \"digits\".", key));
+    if (!data.has(key))
+      data.fail(key, fmt::format("missing: {} = {{ x = \"x.npy\", y = \"y.npy\" }}, a .csv, or builtin = \"digits\".", key));
   }
   load("inner", samples.inner);
   load("outer", samples.outer);
@@ -123,8 +125,10 @@ struct Entry {
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> entries = {
-      {{"supervised", "weights of samples and sources, ridge strengths and step size of a classifier or a regression, by validation loss"},
-       make_supervised, kSupervisedTemplate},
+      {{"supervised",
+        "weights of samples and sources, ridge strengths and step size of a classifier or a regression, by validation loss"},
+       make_supervised,
+       kSupervisedTemplate},
   };
   return entries;
 }

@@ -1,9 +1,9 @@
 #pragma once
+#include <c10/core/Device.h>
+
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <c10/core/Device.h>
 
 #include "bilevel/core/config.h"
 #include "bilevel/problem/dataset.h"

@@ -1,10 +1,10 @@
 #include "tasks/supervised.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <cmath>
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
@@ -65,8 +65,9 @@ Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
   out.kind = static_cast<Kind>(found - kinds.begin());
   Section section = all.section(key);
   std::string map = is_weight(out.kind) ? "sigmoid" : out.kind == Kind::kL2 ? "log" : "identity";
-  section.read_choice("param", map, is_weight(out.kind) ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
-                                                        : std::vector<std::string>{"log", "identity"});
+  section.read_choice("param", map,
+                      is_weight(out.kind) ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
+                                          : std::vector<std::string>{"log", "identity"});
   out.map = map_named(map);
   if (out.kind == Kind::kL2) {
     std::string per = "one";
@@ -169,7 +170,8 @@ std::vector<std::string> SupervisedOptions::violations() const {
   if (std::find(losses.begin(), losses.end(), loss) == losses.end()) {
     out.push_back(fmt::format("loss \"{}\" is not known.{}", loss, suggestion(loss, losses)));
   }
-  if (dtype != at::kFloat && dtype != at::kDouble) out.push_back(fmt::format("dtype must be float32 or float64, got {}", at::toString(dtype)));
+  if (dtype != at::kFloat && dtype != at::kDouble)
+    out.push_back(fmt::format("dtype must be float32 or float64, got {}", at::toString(dtype)));
   if (!(l2 >= 0) || !std::isfinite(l2)) out.push_back(fmt::format("l2 must be at least 0, got {}", l2));
   for (size_t i = 0; i < hyperparameters.size(); ++i) {
     const Hyperparameter& one = hyperparameters[i];
@@ -177,12 +179,14 @@ std::vector<std::string> SupervisedOptions::violations() const {
       if (hyperparameters[j].kind == one.kind) out.push_back(fmt::format("hyperparameter {} is there twice", one.name()));
     }
     if (one.kind == Kind::kL2 && (one.per == Per::kFeature || one.per == Per::kClass) && model.kind != "linear") {
-      out.push_back(fmt::format("l2 per {} needs the model \"linear\", and the model is \"{}\"; \"one\" and \"layer\" fit any model",
-                                kPers[static_cast<size_t>(one.per)], model.kind));
+      out.push_back(
+          fmt::format("l2 per {} needs the model \"linear\", and the model is \"{}\"; \"one\" and \"layer\" fit any model",
+                      kPers[static_cast<size_t>(one.per)], model.kind));
     }
   }
   if (learned(*this, Kind::kL2) && l2 != 0) out.push_back(fmt::format("l2 is a hyperparameter and fixed at {} too", l2));
-  if (learned(*this, Kind::kSampleWeight) && !sample_weight.empty()) out.push_back("sample_weight is a hyperparameter and fixed too");
+  if (learned(*this, Kind::kSampleWeight) && !sample_weight.empty())
+    out.push_back("sample_weight is a hyperparameter and fixed too");
   return out;
 }
 
@@ -195,7 +199,8 @@ void read(Section& root, SupervisedOptions& options) {
   options.dtype = dtype == "float64" ? at::kDouble : at::kFloat;
 
   if (!problem.has("hyperparameters")) {
-    problem.fail("hyperparameters", fmt::format("nothing to learn on the outside is named; known are {}.", one_of(Hyperparameter::kinds())));
+    problem.fail("hyperparameters",
+                 fmt::format("nothing to learn on the outside is named; known are {}.", one_of(Hyperparameter::kinds())));
   }
   Section all = problem.section("hyperparameters");
   options.hyperparameters.clear();
@@ -216,12 +221,15 @@ SupervisedProblem::SupervisedProblem(SupervisedOptions options, SupervisedData d
   const std::vector<std::string> violations = options_.violations();
   require(violations.empty(), fmt::format("SupervisedProblem: {}.", fmt::join(violations, "; ")));
   int64_t outputs = 1;
-  for (const auto& [samples, name] : {std::pair(&data.inner, "inner"), std::pair(&data.outer, "outer"), std::pair(&data.test, "test")}) {
+  for (const auto& [samples, name] :
+       {std::pair(&data.inner, "inner"), std::pair(&data.outer, "outer"), std::pair(&data.test, "test")}) {
     if (samples == &data.test && !samples->features.defined()) continue;
-    require(samples->features.defined() && samples->features.dim() >= 1 && samples->labels.defined() && samples->labels.dim() >= 1,
-            fmt::format("SupervisedProblem: the {} data need features [n, …] and labels [n].", name));
+    require(
+        samples->features.defined() && samples->features.dim() >= 1 && samples->labels.defined() && samples->labels.dim() >= 1,
+        fmt::format("SupervisedProblem: the {} data need features [n, …] and labels [n].", name));
     require(samples->labels.size(0) == samples->features.size(0),
-            fmt::format("SupervisedProblem: the {} data have {} samples and {} labels.", name, samples->features.size(0), samples->labels.size(0)));
+            fmt::format("SupervisedProblem: the {} data have {} samples and {} labels.", name, samples->features.size(0),
+                        samples->labels.size(0)));
     require(samples->features.size(0) > 0, fmt::format("SupervisedProblem: the {} data hold no samples.", name));
     outputs = std::max(outputs, loss_.output_size(samples->labels));
   }
@@ -257,9 +265,10 @@ SupervisedProblem::SupervisedProblem(SupervisedOptions options, SupervisedData d
   if (options_.init.empty()) options_.init = options_.model.kind == "linear" ? "zeros" : "random";
   if (options_.init.ends_with(".npy")) {
     y0_ = read_npy(options_.init).reshape({-1}).to(device, options_.dtype);
-    require(y0_.size(0) == model_->layout().size(), fmt::format("SupervisedProblem: {} should hold {} weights, got {}.", options_.init,
-                                                                model_->layout().size(), y0_.size(0)));
-    require(y0_.isfinite().all().item<bool>(), fmt::format("SupervisedProblem: {} holds a value that is not finite.", options_.init));
+    require(y0_.size(0) == model_->layout().size(), fmt::format("SupervisedProblem: {} should hold {} weights, got {}.",
+                                                                options_.init, model_->layout().size(), y0_.size(0)));
+    require(y0_.isfinite().all().item<bool>(),
+            fmt::format("SupervisedProblem: {} holds a value that is not finite.", options_.init));
   }
 }
 
@@ -271,8 +280,8 @@ SupervisedProblem::Prepared SupervisedProblem::prepare(const Samples& samples, c
   require(features.isfinite().all().item<bool>(), fmt::format("{}: a feature is not finite.", what));
   int64_t expected = model_->layers().front().fan_in;
   if (options_.model.kind == "cnn") expected = inner_.features.defined() ? inner_.features[0].numel() : features[0].numel();
-  require(features[0].numel() == expected,
-          fmt::format("{}: expected {} features for each sample, as in the inner data, got {}.", what, expected, features[0].numel()));
+  require(features[0].numel() == expected, fmt::format("{}: expected {} features for each sample, as in the inner data, got {}.",
+                                                       what, expected, features[0].numel()));
   const at::Tensor targets = loss_.targets(samples.labels, options_.outputs, options_.dtype, what).to(options_.device);
   return {features, targets, features.size(0)};
 }
@@ -280,15 +289,17 @@ SupervisedProblem::Prepared SupervisedProblem::prepare(const Samples& samples, c
 void SupervisedProblem::take_sources(const SupervisedData& data) {
   if (!learned(options_, Kind::kSourceWeight)) return;
   require(data.sources.defined() && data.sources.dim() == 1 && data.sources.size(0) == inner_.n,
-          fmt::format("SupervisedProblem: source_weight needs the source of each of the {} inner samples: data.inner.source.", inner_.n));
+          fmt::format("SupervisedProblem: source_weight needs the source of each of the {} inner samples: data.inner.source.",
+                      inner_.n));
   sources_ = data.sources.to(at::kLong);
   require(sources_.min().item<int64_t>() >= 0, "SupervisedProblem: a source is negative; sources are 0…K−1.");
   const int64_t last = sources_.max().item<int64_t>();
   source_count_ = data.source_count > 0 ? data.source_count : last + 1;
   require(last < source_count_ && source_count_ <= inner_.n,
-          fmt::format("SupervisedProblem: the largest source is {}; sources are 0…K−1, here with K = {} and {} samples.", last, source_count_, inner_.n));
+          fmt::format("SupervisedProblem: the largest source is {}; sources are 0…K−1, here with K = {} and {} samples.", last,
+                      source_count_, inner_.n));
   const at::Tensor empty = sources_.bincount({}, source_count_).eq(0).nonzero();
-  require(empty.size(0) == 0, empty.size(0) == 0 ? "" : fmt::format("SupervisedProblem: source {} has no samples.", empty[0][0].item<int64_t>()));
+  if (empty.size(0) > 0) throw Error(fmt::format("SupervisedProblem: source {} has no samples.", empty[0][0].item<int64_t>()));
   sources_ = sources_.to(options_.device);
 }
 
@@ -297,7 +308,8 @@ void SupervisedProblem::take_fixed(const SupervisedData& data) {
   if (!fixed_weights_.defined() && !options_.sample_weight.empty()) fixed_weights_ = read_npy(options_.sample_weight);
   if (!fixed_weights_.defined()) return;
   require(fixed_weights_.dim() == 1 && fixed_weights_.size(0) == inner_.n,
-          fmt::format("SupervisedProblem: fixed sample weights should have shape [{}], got [{}].", inner_.n, fmt::join(fixed_weights_.sizes(), ", ")));
+          fmt::format("SupervisedProblem: fixed sample weights should have shape [{}], got [{}].", inner_.n,
+                      fmt::join(fixed_weights_.sizes(), ", ")));
   require(fixed_weights_.isfinite().all().item<bool>(), "SupervisedProblem: a fixed sample weight is not finite.");
   fixed_weights_ = fixed_weights_.to(options_.device, options_.dtype);
 }
@@ -334,7 +346,8 @@ at::Tensor SupervisedProblem::losses(const Prepared& prepared, const at::Tensor&
 at::Tensor SupervisedProblem::weights(const std::vector<at::Tensor>& parts, const Batch& batch) const {
   at::Tensor w;
   if (fixed_weights_.defined()) w = gather(fixed_weights_, batch, 0);
-  if (sample_weight_ >= 0) w = product(w, apply(options_.hyperparameters[sample_weight_].map, gather(parts[sample_weight_], batch, 0)));
+  if (sample_weight_ >= 0)
+    w = product(w, apply(options_.hyperparameters[sample_weight_].map, gather(parts[sample_weight_], batch, 0)));
   if (source_weight_ >= 0) {
     const at::Tensor of_sources = apply(options_.hyperparameters[source_weight_].map, parts[source_weight_]);
     w = product(w, of_sources.index_select(0, gather(sources_, batch, 0)));

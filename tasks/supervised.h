@@ -1,10 +1,10 @@
 #pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
-#include <c10/core/Device.h>
 
 #include "bilevel/core/stream.h"
 #include "bilevel/problem/loss.h"
@@ -19,15 +19,15 @@ class Section;
 /// One part of x.
 struct Hyperparameter {
   enum class Kind { kSampleWeight, kSourceWeight, kL2, kStepSize };
-  enum class Per { kOne, kFeature, kClass, kLayer };            // l2: what has a strength of its own
-  enum class Map { kIdentity, kSigmoid, kSoftplus, kExp };      // from x to what it stands for; "log" says that x is the logarithm
+  enum class Per { kOne, kFeature, kClass, kLayer };        // l2: what has a strength of its own
+  enum class Map { kIdentity, kSigmoid, kSoftplus, kExp };  // from x to what it stands for; "log" says that x is the logarithm
 
   Kind kind = Kind::kSampleWeight;
   Map map = Map::kSigmoid;
-  at::Tensor init = {};         // x, not what it is mapped to: a scalar or the whole part; undefined: 0
+  at::Tensor init = {};  // x, not what it is mapped to: a scalar or the whole part; undefined: 0
   Constraint constraint = {};
   Per per = Per::kOne;
-  bool bias = false;            // l2: biases are penalised too
+  bool bias = false;  // l2: biases are penalised too
 
   static const std::vector<std::string>& kinds();  // as in a configuration
   std::string name() const;
@@ -40,16 +40,17 @@ struct SupervisedOptions {
   std::vector<Hyperparameter> hyperparameters;  // x is their concatenation, in this order
   double l2 = 0;                                // fixed: inner += ½ λ ‖w‖²
   bool l2_bias = false;                         // fixed: biases are penalised too
-  std::string init;                             // y₀: "zeros" | "random" | a .npy file; empty: zeros for a linear model, else random
-  int64_t seed = 0;                             // of a random y₀
-  std::string sample_weight;                    // fixed: a .npy file of n weights; empty: 1
-  int64_t outputs = 0;                          // C; 0: as the labels of all the data say
+  std::string init;           // y₀: "zeros" | "random" | a .npy file; empty: zeros for a linear model, else random
+  int64_t seed = 0;           // of a random y₀
+  std::string sample_weight;  // fixed: a .npy file of n weights; empty: 1
+  int64_t outputs = 0;        // C; 0: as the labels of all the data say
   c10::Device device = c10::Device(c10::kCPU);
 
   std::vector<std::string> violations() const;
 };
 
-/// Reads [problem], [problem.hyperparameters], [problem.fixed], `init` of [inner] and `seed` of [run] from the configuration's root.
+/// Reads [problem], [problem.hyperparameters], [problem.fixed], `init` of [inner] and `seed` of [run] from the configuration's
+/// root.
 void read(Section& root, SupervisedOptions& options);
 
 struct Samples {
@@ -59,11 +60,12 @@ struct Samples {
 
 struct SupervisedData {
   Samples inner, outer;
-  Samples test;                // undefined tensors: none; reported only
-  at::Tensor sources;          // int64 [n] of the inner samples, 0…K−1; needed by source_weight
-  int64_t source_count = 0;    // K; 0: the largest source + 1
-  at::Tensor sample_weights;   // [n], fixed; undefined: as the options say
-  std::shared_ptr<const Gram> gram;  // of features like the inner ones, to share between problems; none: made when it is asked for
+  Samples test;               // undefined tensors: none; reported only
+  at::Tensor sources;         // int64 [n] of the inner samples, 0…K−1; needed by source_weight
+  int64_t source_count = 0;   // K; 0: the largest source + 1
+  at::Tensor sample_weights;  // [n], fixed; undefined: as the options say
+  std::shared_ptr<const Gram>
+      gram;  // of features like the inner ones, to share between problems; none: made when it is asked for
 };
 
 /// Learning on [data.inner], judged on [data.outer]:
@@ -141,12 +143,12 @@ class SupervisedProblem : public Problem {
   Prepared inner_, outer_, test_;
   std::unique_ptr<Model> model_;
   Layout outer_layout_;
-  at::Tensor x0_, y0_;          // y0_: from a file
-  at::Tensor sources_;          // int64 [n]
+  at::Tensor x0_, y0_;  // y0_: from a file
+  at::Tensor sources_;  // int64 [n]
   int64_t source_count_ = 0;
-  at::Tensor fixed_weights_;    // [n]
+  at::Tensor fixed_weights_;  // [n]
   mutable std::shared_ptr<const Gram> gram_;
-  at::Tensor penalised_;        // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
+  at::Tensor penalised_;  // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
   int64_t sample_weight_ = -1, source_weight_ = -1, l2_ = -1, step_size_ = -1;  // their parts of x; −1: not learned
 };
 

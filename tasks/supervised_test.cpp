@@ -1,5 +1,12 @@
 #include "tasks/supervised.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <filesystem>
 #include <functional>
@@ -7,14 +14,6 @@
 #include <optional>
 #include <random>
 #include <utility>
-
-#include <unistd.h>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
@@ -101,9 +100,7 @@ std::vector<Case> cases() {
          return weighted(at::stack(w), y, data);
        }},
       {"L2", options_with({{.kind = Kind::kL2, .map = Map::kExp}}),
-       [=](const auto& x, const auto& y, const auto& data) {
-         return mean(y, data) + 0.5 * x[0].exp() * W_of(y).square().sum();
-       }},
+       [=](const auto& x, const auto& y, const auto& data) { return mean(y, data) + 0.5 * x[0].exp() * W_of(y).square().sum(); }},
       {"L2WithBias", options_with({{.kind = Kind::kL2, .map = Map::kIdentity, .bias = true}}),
        [=](const auto& x, const auto& y, const auto& data) { return mean(y, data) + 0.5 * x[0] * y.square().sum(); }},
       {"L2PerFeature", options_with({{.kind = Kind::kL2, .map = Map::kExp, .per = Per::kFeature}}),
@@ -131,9 +128,7 @@ std::vector<Case> cases() {
          return R;
        }},
       {"L2PerLayer", options_with({{.kind = Kind::kL2, .map = Map::kExp, .per = Per::kLayer}}),
-       [=](const auto& x, const auto& y, const auto& data) {
-         return mean(y, data) + 0.5 * x[0].exp() * W_of(y).square().sum();
-       }},
+       [=](const auto& x, const auto& y, const auto& data) { return mean(y, data) + 0.5 * x[0].exp() * W_of(y).square().sum(); }},
       {"FixedL2", fixed,
        [=](const auto& x, const auto& y, const auto& data) {
          return weighted(x.sigmoid().index_select(0, data.sources), y, data) + 0.15 * W_of(y).square().sum();
@@ -152,7 +147,8 @@ struct Point {
   at::Tensor x, y;
 };
 Point random_point(const Problem& problem) {
-  return {draw(10).normal({problem.outer_layout().size()}).requires_grad_(), draw(11).normal({problem.inner_layout().size()}).requires_grad_()};
+  return {draw(10).normal({problem.outer_layout().size()}).requires_grad_(),
+          draw(11).normal({problem.inner_layout().size()}).requires_grad_()};
 }
 
 TEST_P(Formula, IsThatOfTheDesignWithItsGradients) {
@@ -206,7 +202,8 @@ TEST_P(Formula, OfABatchIsThatOfTheSubset) {
   batch.samples = rows;
   EXPECT_NEAR(number(problem.inner_loss(x, y, batch)), number(l.index_select(0, rows).mean() + R), 1e-12);
   batch.samples = at::tensor({8, 2, 2}, at::kLong);
-  EXPECT_NEAR(number(problem.outer_loss(x, y, batch)), number(plain_losses(y, data.outer).index_select(0, batch.samples).mean()), 1e-12);
+  EXPECT_NEAR(number(problem.outer_loss(x, y, batch)), number(plain_losses(y, data.outer).index_select(0, batch.samples).mean()),
+              1e-12);
 }
 
 TEST(Supervised, BatchesTakeSourcesAndSamplesTogether) {
@@ -238,7 +235,8 @@ TEST(Supervised, SquaredAndLogisticLossesAreThoseOfTheDesign) {
     const auto [x, y] = random_point(problem);
     const at::Tensor p = at::mv(data.inner.features, y.narrow(0, 0, kD)) + y[kD];
     const at::Tensor t = data.inner.labels.to(at::kDouble);
-    const at::Tensor l = loss == "squared" ? 0.5 * (p - t).square() : -(t * p.sigmoid().log() + (1 - t) * (1 - p.sigmoid()).log());
+    const at::Tensor l =
+        loss == "squared" ? 0.5 * (p - t).square() : -(t * p.sigmoid().log() + (1 - t) * (1 - p.sigmoid()).log());
     EXPECT_NEAR(number(problem.inner_loss(x, y, {})), number((x.sigmoid() * l).mean()), 1e-12) << loss;
   }
 }
@@ -270,7 +268,8 @@ TEST(Supervised, OutputsComposeToTheLoss) {
 }
 
 TEST(Supervised, GivesTheStepSizeToTheRule) {
-  const SupervisedProblem problem(options_with({{.kind = Kind::kSourceWeight}, {.kind = Kind::kStepSize, .map = Map::kExp}}), random_data());
+  const SupervisedProblem problem(options_with({{.kind = Kind::kSourceWeight}, {.kind = Kind::kStepSize, .map = Map::kExp}}),
+                                  random_data());
   ASSERT_TRUE(problem.has_rule_hyperparameters());
   const at::Tensor x = draw(1).normal({kSources + 1}).requires_grad_();
   const auto h = problem.rule_hyperparameters(x, 3);
@@ -295,7 +294,8 @@ TEST(Supervised, ReportsAccuracyAndTestLoss) {
 }
 
 TEST(Supervised, WorksInFloat) {
-  SupervisedOptions options = options_with({{.kind = Kind::kSampleWeight}, {.kind = Kind::kL2, .map = Map::kExp, .per = Per::kFeature}});
+  SupervisedOptions options =
+      options_with({{.kind = Kind::kSampleWeight}, {.kind = Kind::kL2, .map = Map::kExp, .per = Per::kFeature}});
   const SupervisedProblem exact(options, random_data());
   options.dtype = at::kFloat;
   const SupervisedProblem problem(options, random_data());
@@ -308,7 +308,9 @@ TEST(Supervised, WorksInFloat) {
 }
 
 TEST(Supervised, RefusesOptionsAndDataThatDoNotFit) {
-  const auto build = [](const SupervisedOptions& options, const SupervisedData& data) { SupervisedProblem problem(options, data); };
+  const auto build = [](const SupervisedOptions& options, const SupervisedData& data) {
+    SupervisedProblem problem(options, data);
+  };
   const SupervisedOptions good = options_with({{.kind = Kind::kSourceWeight}});
   EXPECT_NO_THROW(build(good, random_data()));
   SupervisedData data = random_data();
@@ -338,7 +340,10 @@ TEST(Supervised, RefusesOptionsAndDataThatDoNotFit) {
   mlp.model.kind = "mlp";
   EXPECT_THROW(build(mlp, random_data()), Error);
   EXPECT_THROW(build(options_with({{.kind = Kind::kSampleWeight, .init = at::zeros({3})}}), random_data()), Error);
-  EXPECT_THROW(build(options_with({{.kind = Kind::kL2, .map = Map::kIdentity, .init = at::scalar_tensor(-1.0), .constraint = Constraint::positive()}}),
+  EXPECT_THROW(build(options_with({{.kind = Kind::kL2,
+                                    .map = Map::kIdentity,
+                                    .init = at::scalar_tensor(-1.0),
+                                    .constraint = Constraint::positive()}}),
                      random_data()),
                Error);
 }
@@ -406,7 +411,8 @@ std::vector<std::string> parts_of(const Problem& problem) {
 TEST_F(SupervisedConfig, KeepsTheOrderOfTheFile) {
   write_random_data();
   using Names = std::vector<std::string>;
-  const std::string text = with("step_size = { init = 0.3 }\nsource_weight = { init = 0.1 }\nl2 = { init = -2.0 }\nsample_weight = {}\n");
+  const std::string text =
+      with("step_size = { init = 0.3 }\nsource_weight = { init = 0.1 }\nl2 = { init = -2.0 }\nsample_weight = {}\n");
   Config one = config(text);
   one.set("problem.hyperparameters.l2.init=-5.0");
   const Task task = make_task(one);
@@ -466,7 +472,8 @@ TEST_F(SupervisedConfig, ReadsStartsAndConstraintsFromFiles) {
   const at::Tensor weights = draw(1).normal({kN}), y0 = draw(2).normal({kC * kD + kC});
   write("x0.npy", weights);
   write("y0.npy", y0);
-  const Task task = make_task(config(with("l2 = { init = 2.0, min = 1e-8 }\nsample_weight = { init = 'x0.npy' }", "[inner]\ninit = 'y0.npy'")));
+  const Task task =
+      make_task(config(with("l2 = { init = 2.0, min = 1e-8 }\nsample_weight = { init = 'x0.npy' }", "[inner]\ninit = 'y0.npy'")));
   const at::Tensor x0 = task.problem->initial_outer();
   EXPECT_TRUE(at::equal(x0.narrow(0, 1, kN), weights));
   EXPECT_TRUE(at::equal(task.problem->initial_inner(x0, 0), y0));

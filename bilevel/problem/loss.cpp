@@ -14,17 +14,22 @@ constexpr int64_t kMaxClasses = 65536;
 
 // Whole numbers in 0…bound−1, whatever their type.
 at::Tensor class_labels(const at::Tensor& labels, int64_t bound, const std::string& what) {
-  require(labels.dim() == 1, fmt::format("{}: class labels should have shape [n], got [{}].", what, fmt::join(labels.sizes(), ", ")));
+  require(labels.dim() == 1,
+          fmt::format("{}: class labels should have shape [n], got [{}].", what, fmt::join(labels.sizes(), ", ")));
   const at::Tensor whole = labels.to(at::kLong);
   if (labels.is_floating_point()) {
     const at::Tensor bad = whole.to(labels.scalar_type()).ne(labels).nonzero();
-    require(bad.size(0) == 0, bad.size(0) == 0 ? "" : fmt::format("{}: the label of sample {} is {}, and class labels are whole numbers.", what,
-                                          bad[0][0].item<int64_t>(), labels[bad[0][0].item<int64_t>()].item<double>()));
+    if (bad.size(0) > 0) {
+      const int64_t sample = bad[0][0].item<int64_t>();
+      throw Error(fmt::format("{}: the label of sample {} is {}, and class labels are whole numbers.", what, sample,
+                              labels[sample].item<double>()));
+    }
   }
   const at::Tensor outside = whole.lt(0).logical_or(whole.ge(bound)).nonzero();
   if (outside.size(0) > 0) {
     const int64_t sample = outside[0][0].item<int64_t>();
-    throw Error(fmt::format("{}: the label of sample {} is {}, outside 0…{}.", what, sample, whole[sample].item<int64_t>(), bound - 1));
+    throw Error(
+        fmt::format("{}: the label of sample {} is {}, outside 0…{}.", what, sample, whole[sample].item<int64_t>(), bound - 1));
   }
   return whole;
 }
@@ -48,7 +53,8 @@ int64_t Loss::output_size(const at::Tensor& labels) const {
   if (kind_ == Kind::kSoftmax) {
     const double last = labels.numel() == 0 ? 0.0 : labels.max().item<double>();
     // Far more classes than anyone has is a column of identifiers, and its logits would not fit the memory.
-    require(last < kMaxClasses, fmt::format("Loss: the largest class label is {}; class labels are 0…C−1 with C at most {}.", last, kMaxClasses));
+    require(last < kMaxClasses,
+            fmt::format("Loss: the largest class label is {}; class labels are 0…C−1 with C at most {}.", last, kMaxClasses));
     return std::max<int64_t>(static_cast<int64_t>(last), 0) + 1;
   }
   return kind_ == Kind::kSquared && labels.dim() == 2 ? labels.size(1) : 1;

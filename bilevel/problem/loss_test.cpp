@@ -1,10 +1,10 @@
 #include "bilevel/problem/loss.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
@@ -25,7 +25,8 @@ at::Tensor labels_of(const Case& c, Draw& draw, int64_t n) {
 }
 
 class EveryLoss : public testing::TestWithParam<Case> {};
-INSTANTIATE_TEST_SUITE_P(Loss, EveryLoss, testing::Values(Case{"squared", 1}, Case{"squared", 3}, Case{"logistic", 1}, Case{"softmax", 5}),
+INSTANTIATE_TEST_SUITE_P(Loss, EveryLoss,
+                         testing::Values(Case{"squared", 1}, Case{"squared", 3}, Case{"logistic", 1}, Case{"softmax", 5}),
                          [](const auto& one) { return one.param.name + std::to_string(one.param.outputs); });
 
 TEST_P(EveryLoss, IsThatOfPyTorch) {
@@ -99,7 +100,8 @@ TEST(Loss, RefusesLabelsThatDoNotFit) {
   EXPECT_THROW(squared.targets(at::tensor({1.0, std::nan("")}), 1, at::kDouble, "test"), Error);
   EXPECT_THROW(squared.targets(at::zeros({4, 2}), 1, at::kDouble, "test"), Error);
   EXPECT_THROW(Loss("hinge"), Error);
-  EXPECT_TRUE(at::equal(softmax.targets(at::tensor({0.0, 2.0}), 3, at::kDouble, "test"), at::tensor({0, 2}, at::kLong).unsqueeze(0)));
+  EXPECT_TRUE(
+      at::equal(softmax.targets(at::tensor({0.0, 2.0}), 3, at::kDouble, "test"), at::tensor({0, 2}, at::kLong).unsqueeze(0)));
   EXPECT_EQ(softmax.output_size(at::tensor({0, 2, 1}, at::kInt)), 3);
 }
 

@@ -1,10 +1,10 @@
 #include "bilevel/problem/model.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <cmath>
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
@@ -45,8 +45,8 @@ class Mlp final : public Model {
 
   at::Tensor outputs(const at::Tensor& y, const at::Tensor& X) const override {
     const at::Tensor rows = X.dim() == 2 ? X : X.flatten(1);
-    require(rows.size(1) == features_,
-            fmt::format("Model::outputs: expected {} features for each sample, got shape [{}].", features_, fmt::join(X.sizes(), ", ")));
+    require(rows.size(1) == features_, fmt::format("Model::outputs: expected {} features for each sample, got shape [{}].",
+                                                   features_, fmt::join(X.sizes(), ", ")));
     const std::vector<at::Tensor> parts = layout().split(y);
     at::Tensor z = affine(parts, layers().front(), rows.t());
     for (size_t i = 1; i < layers().size(); ++i) z = affine(parts, layers()[i], activate(z, relu_));
@@ -146,7 +146,8 @@ void Model::add_layer(const std::string& name, const std::vector<int64_t>& weigh
 
 at::Tensor Model::initial(const std::string& kind, Draw draw, at::ScalarType dtype) const {
   if (kind == "zeros") return at::zeros({layout_.size()}, dtype);
-  require(kind == "random", fmt::format("Model::initial: the kind \"{}\" is not known.{}", kind, suggestion(kind, {"zeros", "random"})));
+  require(kind == "random",
+          fmt::format("Model::initial: the kind \"{}\" is not known.{}", kind, suggestion(kind, {"zeros", "random"})));
   at::Tensor y = at::zeros({layout_.size()}, at::kDouble);
   for (const Layer& layer : layers_) {
     const double bound = 1.0 / std::sqrt(static_cast<double>(layer.fan_in));
@@ -168,9 +169,10 @@ std::unique_ptr<Model> make_model(const ModelOptions& options, const std::vector
   if (options.kind == "cnn") {
     std::vector<int64_t> image = sample_shape;
     if (image.size() == 2) image.insert(image.begin(), 1);
-    require(image.size() == 3, fmt::format("make_model: model \"cnn\" needs images, [height, width] or [channels, height, width] for each "
-                                           "sample, and the samples have shape [{}]. Use \"linear\" or \"mlp\".",
-                                           fmt::join(sample_shape, ", ")));
+    require(image.size() == 3,
+            fmt::format("make_model: model \"cnn\" needs images, [height, width] or [channels, height, width] for each "
+                        "sample, and the samples have shape [{}]. Use \"linear\" or \"mlp\".",
+                        fmt::join(sample_shape, ", ")));
     return std::make_unique<Cnn>(image, options, outputs);
   }
   const std::vector<int64_t> hidden = options.kind == "mlp" ? options.hidden : std::vector<int64_t>{};

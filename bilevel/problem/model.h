@@ -1,9 +1,9 @@
 #pragma once
+#include <ATen/core/Tensor.h>
+
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "bilevel/core/layout.h"
 #include "bilevel/core/stream.h"
@@ -13,12 +13,13 @@ namespace bilevel {
 class Section;
 
 struct ModelOptions {
-  std::string kind = "linear";                // "linear" | "mlp" | "cnn"
-  bool bias = true;                           // in every layer
-  std::vector<int64_t> hidden = {128};        // mlp: the widths of its hidden layers
-  std::vector<int64_t> channels = {16, 32};   // cnn: one convolution, activation and 2×2 mean pooling for each
-  int64_t kernel = 3;                         // cnn: odd, padded so that the extent stays
-  std::string activation = "tanh";            // or "relu"; tanh is smooth: the second derivatives of relu vanish, and products with ∂yy g then miss them
+  std::string kind = "linear";               // "linear" | "mlp" | "cnn"
+  bool bias = true;                          // in every layer
+  std::vector<int64_t> hidden = {128};       // mlp: the widths of its hidden layers
+  std::vector<int64_t> channels = {16, 32};  // cnn: one convolution, activation and 2×2 mean pooling for each
+  int64_t kernel = 3;                        // cnn: odd, padded so that the extent stays
+  std::string activation =
+      "tanh";  // or "relu"; tanh is smooth: the second derivatives of relu vanish, and products with ∂yy g then miss them
 
   std::vector<std::string> violations() const;
 };
@@ -34,8 +35,8 @@ class Model {
  public:
   struct Layer {
     std::string name;
-    int64_t weight = 0;   // index of its part in the layout
-    int64_t bias = -1;    // −1: none
+    int64_t weight = 0;  // index of its part in the layout
+    int64_t bias = -1;   // −1: none
     int64_t fan_in = 0;
   };
 

@@ -1,10 +1,10 @@
 #include "bilevel/problem/model.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
@@ -30,7 +30,8 @@ at::Tensor reference(const ModelOptions& options, const Model& model, const at::
       h = activation(linear(h.flatten(1), layers[i]));
     } else {
       if (h.dim() == 3) h = h.unsqueeze(1);
-      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1, options.kernel / 2);
+      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1,
+                     options.kernel / 2);
       h = at::avg_pool2d(activation(h), {2, 2});
     }
   }
@@ -43,13 +44,14 @@ struct Case {
 };
 
 class EveryModel : public testing::TestWithParam<Case> {};
-INSTANTIATE_TEST_SUITE_P(
-    Model, EveryModel,
-    testing::Values(Case{"Linear", {}}, Case{"LinearWithoutBias", {.bias = false}}, Case{"Mlp", {.kind = "mlp", .hidden = {7, 5}}},
-                    Case{"MlpReluWithoutBias", {.kind = "mlp", .bias = false, .hidden = {9}, .activation = "relu"}},
-                    Case{"Cnn", {.kind = "cnn", .channels = {3, 4}}},
-                    Case{"CnnWithoutBias", {.kind = "cnn", .bias = false, .channels = {2}, .kernel = 5}}),
-    [](const auto& one) { return one.param.name; });
+INSTANTIATE_TEST_SUITE_P(Model, EveryModel,
+                         testing::Values(Case{"Linear", {}}, Case{"LinearWithoutBias", {.bias = false}},
+                                         Case{"Mlp", {.kind = "mlp", .hidden = {7, 5}}},
+                                         Case{"MlpReluWithoutBias",
+                                              {.kind = "mlp", .bias = false, .hidden = {9}, .activation = "relu"}},
+                                         Case{"Cnn", {.kind = "cnn", .channels = {3, 4}}},
+                                         Case{"CnnWithoutBias", {.kind = "cnn", .bias = false, .channels = {2}, .kernel = 5}}),
+                         [](const auto& one) { return one.param.name; });
 
 TEST_P(EveryModel, GivesThePlainModelsLogitsClassMajor) {
   const auto model = make_model(GetParam().options, {8, 6}, 3);
@@ -111,7 +113,8 @@ TEST(Model, NamesItsParts) {
   EXPECT_EQ(names({.kind = "cnn", .bias = false}), (Names{"conv0.weight", "conv1.weight", "output.weight"}));
   const Part weight = make_model({}, {64}, 10)->layout().part("linear.weight");
   EXPECT_EQ(weight.shape, (std::vector<int64_t>{10, 64}));
-  EXPECT_EQ(make_model({.kind = "cnn"}, {28, 28}, 10)->layout().part("output.weight").shape, (std::vector<int64_t>{10, 32 * 7 * 7}));
+  EXPECT_EQ(make_model({.kind = "cnn"}, {28, 28}, 10)->layout().part("output.weight").shape,
+            (std::vector<int64_t>{10, 32 * 7 * 7}));
 }
 
 TEST(Model, RefusesWhatDoesNotFit) {

@@ -15,7 +15,7 @@ class Bilevel:
         self.cwd = cwd
 
     def start(self, *arguments, **options):
-        return subprocess.Popen([BINARY, *map(str, arguments)], cwd=self.cwd, env=ENVIRONMENT, text=True,
+        return subprocess.Popen([BINARY, *map(str, arguments)], cwd=self.cwd, env=ENVIRONMENT, text=True, errors="replace",
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
     def __call__(self, *arguments, code=0, **options):

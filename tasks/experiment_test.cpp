@@ -1,0 +1,153 @@
+#include "tasks/experiment.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include <unistd.h>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/file.h"
+#include "bilevel/problem/npy.h"
+
+namespace bilevel {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+constexpr const char* kConfig = R"(
+[problem]
+dtype = "float64"
+[problem.hyperparameters]
+sample_weight = { init = 0.0, param = "sigmoid" }
+l2 = { per = "one", init = -2.0 }
+[data]
+inner = { builtin = "digits", count = 40 }
+outer = { builtin = "digits", first = 40, count = 40 }
+[inner]
+lr = 0.1
+steps = 5
+[hypergradient]
+estimator = "unrolled"
+[outer]
+steps = 6
+[run]
+seed = 2
+checkpoint_every = 1
+)";
+
+Config config(const std::vector<std::string>& sets = {}) {
+  Config parsed = Config::parse(kConfig, "digits.toml");
+  for (const std::string& assignment : sets) parsed.set(assignment);
+  return parsed;
+}
+
+std::string message(const std::function<void()>& misuse) {
+  try {
+    misuse();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+class ExperimentTest : public testing::Test {
+ protected:
+  ExperimentTest() : root_(fs::temp_directory_path() / fmt::format("bilevel-experiment-{}", getpid())) {
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+  }
+  ~ExperimentTest() override { fs::remove_all(root_); }
+  std::string at(const std::string& name) const { return (root_ / name).string(); }
+  fs::path root_;
+};
+
+TEST_F(ExperimentTest, WritesAConfigurationThatIsCompleteAndStaysTheSame) {
+  const Experiment first(config());
+  EXPECT_THAT(first.text(), HasSubstr("carry_state = false"));
+  EXPECT_THAT(first.text(), HasSubstr("checkpoint_seconds = 30.0"));
+  const Experiment second(Config::parse(first.text(), "complete.toml"));
+  EXPECT_EQ(second.text(), first.text());
+  EXPECT_TRUE(at::equal(second.algorithm().hypergradient(second.algorithm().init()).value,
+                        first.algorithm().hypergradient(first.algorithm().init()).value));
+}
+
+TEST_F(ExperimentTest, KeepsTheOrderOfThePartsOfX) {
+  const Experiment experiment(config());
+  ASSERT_EQ(experiment.problem().outer_layout().parts().size(), 2u);
+  EXPECT_THAT(experiment.problem().outer_layout().parts()[0].name, HasSubstr("sample_weight"));
+  EXPECT_EQ(experiment.problem().outer_layout().parts()[1].offset, 40);
+}
+
+TEST_F(ExperimentTest, RefusesKeysThatNobodyReadsWithASuggestion) {
+  EXPECT_THAT(message([] { Experiment{config({"inner.setps=3"})}; }), HasSubstr("Did you mean \"steps\"?"));
+  EXPECT_THAT(message([] { Experiment{config({"outer.momentun=3"})}; }), HasSubstr("momentun"));
+  EXPECT_THAT(message([] { Experiment{config({"run.checkpoint_evry=3"})}; }), HasSubstr("checkpoint_every"));
+  EXPECT_THAT(message([] { Experiment{config({"hypergradient.steps_=3"})}; }), HasSubstr("steps"));
+  EXPECT_THAT(message([] { Experiment{config({"data.outr.x=3"})}; }), HasSubstr("outr"));
+}
+
+TEST_F(ExperimentTest, SetsThreadsForItsLifetimeOnly) {
+  const int before = at::get_num_threads();
+  {
+    const Experiment experiment(config({fmt::format("run.threads={}", before + 1)}));
+    EXPECT_EQ(at::get_num_threads(), before + 1);
+  }
+  EXPECT_EQ(at::get_num_threads(), before);
+}
+
+TEST_F(ExperimentTest, FixesTheBatchesFromAFileAndChecksThem) {
+  write_npy(at::arange(0, 20, at::kLong).view({4, 5}), at("batches.npy"));
+  const std::string set = fmt::format("inner.batches={}", at("batches.npy"));
+  const Experiment fixed(config({set})), full(config());
+  EXPECT_FALSE(at::equal(fixed.algorithm().hypergradient(fixed.algorithm().init()).value,
+                         full.algorithm().hypergradient(full.algorithm().init()).value));
+  write_npy(at::full({2, 3}, 40, at::kLong), at("batches.npy"));
+  EXPECT_THAT(message([&] { Experiment{config({set})}; }), HasSubstr("there are 0 to 39"));
+  write_npy(at::zeros({2, 3}, at::kDouble), at("batches.npy"));
+  EXPECT_THAT(message([&] { Experiment{config({set})}; }), HasSubstr("whole numbers [T, B]"));
+}
+
+TEST_F(ExperimentTest, AnInterruptedRunResumesToTheUninterruptedEnd) {
+  const Experiment experiment(config({"inner.batch=8", "inner.momentum=0.9", "inner.carry_state=true", "outer.batch=16"}));
+  const RunResult whole = run_experiment(experiment, at("whole"));
+  EXPECT_EQ(whole.outcome, Outcome::kDone);
+  std::atomic<bool> interrupt = false;
+  RunFront front;
+  front.interrupt = &interrupt;
+  front.record = [&](const Record& record) {
+    interrupt = record.step == 3;
+    return Signal::kContinue;
+  };
+  EXPECT_EQ(run_experiment(experiment, at("cut"), front).outcome, Outcome::kInterrupted);
+  EXPECT_FALSE(fs::exists(at("cut/summary.json")));
+  EXPECT_EQ(resume_experiment(at("cut")).outcome, Outcome::kDone);
+  for (const char* file : {"x.npy", "y.npy", "config.toml", "layout.json"}) {
+    EXPECT_EQ(read_file(at("whole/" + std::string(file))), read_file(at("cut/" + std::string(file)))) << file;
+  }
+  EXPECT_THAT(message([&] { run_experiment(experiment, at("cut")); }), HasSubstr("holds another run"));
+}
+
+TEST_F(ExperimentTest, RefusesToResumeWithOtherData) {
+  const Experiment experiment(config());
+  std::atomic<bool> interrupt = false;
+  RunFront front;
+  front.interrupt = &interrupt;
+  front.record = [&](const Record&) {
+    interrupt = true;
+    return Signal::kContinue;
+  };
+  run_experiment(experiment, at("run"), front);
+  const Experiment other(config({"data.inner.count=39"}));
+  write_file(at("run/config.toml"), other.text());
+  EXPECT_THAT(message([&] { resume_experiment(at("run")); }), HasSubstr("have the data changed?"));
+}
+
+}  // namespace
+}  // namespace bilevel

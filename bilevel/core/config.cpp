@@ -8,8 +8,18 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+// Some malformed files, such as "[`a]", fail an assertion of toml++ 3.3 instead of being refused: it would end the program, or,
+// with NDEBUG, be undefined behaviour. So it throws.
+namespace bilevel {
+struct TomlAssertion {};
+[[noreturn, gnu::noinline]] static void fail_toml_assertion() { throw TomlAssertion{}; }
+}  // namespace bilevel
+#define TOML_ASSERT(condition) (static_cast<bool>(condition) ? void() : ::bilevel::fail_toml_assertion())
 #define TOML_ENABLE_UNRELEASED_FEATURES 0
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -85,18 +95,46 @@ std::shared_ptr<Node> node_from(const toml::node& source, const std::string& fil
   return node;
 }
 
+/// The line of `text` at which toml++ fails its assertion: that of the shortest beginning where it does.
+int64_t line_of_assertion(std::string_view text) {
+  int64_t line = 1;
+  for (size_t end = 0; end < text.size(); ++end) {
+    if (text[end] != '\n') continue;
+    try {
+      static_cast<void>(toml::parse(text.substr(0, end)));
+    } catch (const toml::parse_error&) {  // a string or a list that goes on
+    } catch (const TomlAssertion&) {
+      break;
+    }
+    ++line;
+  }
+  return line;
+}
+
 std::shared_ptr<Node> parse_tree(std::string_view text, const std::string& file) {
   try {
     return node_from(toml::parse(text), file);
+  } catch (const TomlAssertion&) {
+    throw Error(fmt::format("{}: this is no TOML; a name with other characters than A–Z, a–z, 0–9, - and _ needs quotes.",
+                            place(file, line_of_assertion(text))));
   } catch (const toml::parse_error& error) {
     throw Error(fmt::format("{}: {}.", place(file, error.source().begin.line), error.description()));
   }
 }
 
+// toml++ would write a text with line ends as a multi-line string, which no key may be and which it does not always read again.
 std::string quoted(const std::string& text) {
-  std::ostringstream out;
-  out << toml::value<std::string>(text);
-  return out.str();
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += {'\\', c};
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
 }
 
 std::string number_text(double value) {

@@ -74,6 +74,18 @@ TEST(Config, NamesTheLineOfAWrongTypeAndOfASyntaxError) {
   EXPECT_THAT(error_of([] { Config::parse("a = 1\nb = = 2\n", "c.toml"); }), HasSubstr("c.toml:2"));
 }
 
+TEST(Config, ReadsAgainWhateverTextItWrites) {
+  const Config config = Config::parse(R"("odd\nkey" = "a\n'''\n\"\"\" \u0001\u007f \\ é")", "c.toml");
+  const Config again = Config::parse(config.text(), "again.toml");
+  std::string value;
+  again.root().read("odd\nkey", value);
+  EXPECT_EQ(value, "a\n'''\n\"\"\" \x01\x7f \\ é");
+}
+
+TEST(Config, RefusesAFileThatFailsAnAssertionOfTheParserWithItsLine) {  // found by fuzzing
+  EXPECT_THAT(error_of([] { Config::parse("a = 1\nb = \"\"\"\nx\n\"\"\"\n[`a]\nc = 1\n", "c.toml"); }), HasSubstr("c.toml:5"));
+}
+
 TEST(Config, ReadsAWholeNumberWhereANumberIsAskedForButNotTheOtherWayRound) {
   const Config config = Config::parse("a = 1\nb = 1.5\n", "c.toml");
   double a = 0;

@@ -22,6 +22,11 @@ void add_report(CLI::App& app, Action& action);
 void add_new(CLI::App& app, Action& action);
 void add_list(CLI::App& app, Action& action);
 void add_selftest(CLI::App& app, Action& action);
+void add_reweight(CLI::App& app, Action& action);
+void add_predict(CLI::App& app, Action& action);
+
+/// The reweighting job of a configuration; the exit status.
+int reweight(Config config, std::string out, bool json);
 
 /// A configuration and what the command line changes in it.
 struct ConfigArguments {

@@ -1,4 +1,5 @@
 #include "cli/commands.h"
+#include "tasks/reweight_job.h"
 
 namespace bilevel::cli {
 
@@ -17,7 +18,9 @@ void add_run(CLI::App& app, Action& action) {
     action = [arguments] {
       const std::string out = arguments->out.empty() ? default_run_directory(arguments->config.path) : arguments->out;
       RunDirectory::check_free(out);
-      const Experiment experiment(arguments->config.load());
+      Config config = arguments->config.load();
+      if (ReweightJob::describes(config)) return reweight(std::move(config), out, /*json=*/false);
+      const Experiment experiment(std::move(config));
       const RunFront front = terminal_front();
       for (const std::string& note : experiment.task().notes) front.notice(note);
       return conclude(run_experiment(experiment, out, front), out);

@@ -148,11 +148,13 @@ CsvTable parse_csv(std::string_view bytes, const std::string& name) {
 
 CsvTable read_csv(const std::string& path) { return parse_csv(read_file(path), path); }
 
-void write_csv(const CsvTable& table, const std::string& path) {
+std::string csv_text(const CsvTable& table) {
   std::string text;
   append_row(text, table.columns);
   for (const auto& row : table.rows) append_row(text, row);
-  write_file(path, text);
+  return text;
 }
+
+void write_csv(const CsvTable& table, const std::string& path) { write_file(path, csv_text(table)); }
 
 }  // namespace bilevel

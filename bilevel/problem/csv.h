@@ -26,6 +26,7 @@ struct CsvTable {
 CsvTable read_csv(const std::string& path);
 CsvTable parse_csv(std::string_view bytes, const std::string& name);
 
+std::string csv_text(const CsvTable& table);
 /// Writes beside `path` and renames.
 void write_csv(const CsvTable& table, const std::string& path);
 

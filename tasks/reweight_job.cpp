@@ -1,0 +1,329 @@
+#include "tasks/reweight_job.h"
+
+#include <cmath>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/file.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/problem/label_noise.h"
+#include "bilevel/report/html.h"
+#include "bilevel/run/run_directory.h"
+#include "tasks/model_file.h"
+#include "tasks/reweight_report.h"
+
+namespace bilevel {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+DataSpec read_spec(Section& data, const std::string& key) {
+  DataSpec spec;
+  Section section = data.section(key);
+  read(section, spec);
+  return spec;
+}
+
+CsvTable sources_table(const ReweightResult& result) {
+  CsvTable table;
+  table.columns = {"source", "weight", "spread", "final_weight", "samples", "error_rate", "true_error_rate"};
+  for (const SourceTrust& s : result.sources) {
+    table.rows.push_back({s.name, format_fixed(s.weight, 6), format_fixed(s.spread, 6), format_fixed(s.final_weight, 6),
+                          std::to_string(s.samples), format_fixed(s.error_rate, 6),
+                          s.true_error_rate ? format_fixed(*s.true_error_rate, 6) : ""});
+  }
+  return table;
+}
+
+/// The input with weight, suspicion and suggested label of each row; trusted rows keep weight 1 and their label.
+CsvTable cleaned_table(const ReweightJob& job, const ReweightData& data, const ReweightResult& result) {
+  const at::Tensor rows = job.noisy_rows(job.seed());
+  const auto& classes = data.noisy.class_names;
+  const int64_t n = job.is_table() ? static_cast<int64_t>(job.table().rows.size()) : rows.max().item<int64_t>() + 1;
+  std::vector<int64_t> sample_of(static_cast<size_t>(n), -1);
+  for (int64_t i = 0; i < rows.size(0); ++i) sample_of[static_cast<size_t>(rows[i].item<int64_t>())] = i;
+
+  CsvTable table;
+  if (job.is_table()) {
+    table = job.table();
+  } else {
+    table.columns = {"row", "source", "label"};
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t k = sample_of[static_cast<size_t>(i)];
+      if (k < 0) continue;
+      const auto label = static_cast<size_t>(data.noisy.labels[k].item<int64_t>());
+      const std::string source = data.noisy.sources.defined() ? data.noisy.source_names[data.noisy.sources[k].item<int64_t>()] : "";
+      table.rows.push_back({std::to_string(i), source, classes[label]});
+    }
+  }
+  std::string names[] = {"weight", "suspicion", "suggested_label"};
+  for (std::string& name : names) {
+    while (table.has(name)) name += "_";
+    table.columns.push_back(name);
+  }
+  size_t written = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t k = sample_of[static_cast<size_t>(i)];
+    if (k < 0 && !job.is_table()) continue;
+    auto& row = table.rows[written++];
+    if (k < 0) {
+      row.insert(row.end(), {"", "0", ""});  // one of the trusted
+      continue;
+    }
+    row.push_back(format_fixed(result.weights[k].item<double>(), 6));
+    row.push_back(format_fixed(result.suspicion[k].item<double>(), 6));
+    row.push_back(classes[static_cast<size_t>(result.suggested[k].item<int64_t>())]);
+  }
+  return table;
+}
+
+Json table_json(const std::vector<TableRow>& rows) {
+  Json json = Json::array();
+  for (const TableRow& row : rows) {
+    Json one = {{"slug", row.slug}, {"title", row.title}, {"accuracy", row.accuracy}};
+    one["standard_error"] = row.standard_error ? Json(*row.standard_error) : Json(nullptr);
+    one["held_back_accuracy"] = row.held_back_accuracy;
+    one["ridge"] = row.ridge;
+    if (row.threshold) one["threshold"] = *row.threshold;
+    one["stationarity"] = row.stationarity;
+    json.push_back(std::move(one));
+  }
+  return json;
+}
+
+}  // namespace
+
+bool ReweightJob::describes(const Config& config) {
+  Section root = config.root();
+  if (!root.is_table("problem") || !root.section("problem").is_text("task")) return false;
+  std::string task;
+  root.section("problem").read("task", task);
+  return task == "reweight";
+}
+
+ReweightJob::~ReweightJob() = default;
+
+ReweightJob::ReweightJob(Config config) : config_(std::move(config)) {
+  Section root = config_.root();
+  Section problem = root.section("problem");
+  std::string task = "reweight";
+  problem.read("task", task);
+  read(problem, options_.model);
+  problem.finish();
+  Section section = root.section("reweight");
+  if (options_.model.kind != "linear") {
+    options_.groups = 5;  // a group's products cost a pass through the network
+  }
+  read(section, options_);
+  section.finish();
+  Section run = root.section("run");
+  int64_t seed = 0, threads = 1;
+  run.read("seed", seed);
+  run.read("seeds", seeds_);
+  run.read("threads", threads);
+  if (seed < 0) run.fail("seed", "it must not be negative.");
+  if (seeds_ < 1) run.fail("seeds", "it must be at least 1.");
+  if (threads < 1) run.fail("threads", "it must be at least 1.");
+  run.finish();
+  options_.seed = static_cast<uint64_t>(seed);
+  threads_ = std::make_unique<ThreadsGuard>(static_cast<int>(threads));
+
+  Section data = root.section("data");
+  if (data.has("noisy")) {
+    read_files(data);
+  } else {
+    read_simulation(data);
+  }
+  data.finish();
+  root.finish();
+}
+
+void ReweightJob::read_simulation(Section& data) {
+  simulate_ = "mixed";
+  data.read_choice("simulate", simulate_, {"mixed", "swapping"});
+  builtin_ = find_fashion_mnist().empty() ? "digits" : "fashion-mnist";
+  data.read_choice("builtin", builtin_, {"fashion-mnist", "digits"});
+  const bool fashion = builtin_ == "fashion-mnist";
+  samples_ = fashion ? 12000 : 1000;
+  trusted_samples_ = fashion ? 200 : 100;
+  data.read("samples", samples_);
+  data.read("trusted_samples", trusted_samples_);
+  DataSpec spec;
+  spec.builtin = builtin_;
+  noisy_ = load_dataset(spec, nullptr, &encoding_);
+  if (fashion) {
+    spec.split = "test";
+    test_ = load_dataset(spec, &encoding_);
+  } else {
+    notes_.push_back("Fashion-MNIST is not to be had here (Debian's package dataset-fashion-mnist): the embedded handwritten digits take its place.");
+  }
+  if (samples_ < 40 || trusted_samples_ < 10 || samples_ + trusted_samples_ > noisy_.size()) {
+    data.fail("samples", fmt::format("{} samples and {} trusted ones should be at least 40 and 10, and at most {} together.", samples_,
+                                     trusted_samples_, noisy_.size()));
+  }
+}
+
+void ReweightJob::read_files(Section& data) {
+  noisy_spec_ = read_spec(data, "noisy");
+  const bool has_file = data.has("trusted");
+  if (data.has("trusted_fraction")) {
+    if (has_file) data.fail("trusted_fraction", "there are trusted data already; give one of the two.");
+    data.read("trusted_fraction", trusted_fraction_);
+    if (!(trusted_fraction_ > 0 && trusted_fraction_ < 1)) data.fail("trusted_fraction", "it must lie between 0 and 1.");
+  }
+  noisy_ = load_dataset(noisy_spec_, nullptr, &encoding_);
+  if (!noisy_.labels.defined()) data.fail("noisy", "the labels are missing: name their column with label, or their file with y.");
+  if (bilevel::is_table(noisy_spec_)) table_ = load_table(noisy_spec_);
+  if (has_file) trusted_ = load_dataset(read_spec(data, "trusted"), &encoding_);
+  if (has_file && !trusted_.labels.defined()) data.fail("trusted", "the labels are missing: name their column with label, or their file with y.");
+  if (data.has("test")) test_ = load_dataset(read_spec(data, "test"), &encoding_);
+  for (const Dataset* one : {&noisy_, &trusted_, &test_}) notes_.insert(notes_.end(), one->notes.begin(), one->notes.end());
+  if (options_.by == "source" && !noisy_.sources.defined()) {
+    data.fail("noisy", "which source each sample comes from is not said: name its column with source, or use by = \"sample\".");
+  }
+}
+
+bool ReweightJob::has_trusted() const { return !simulate_.empty() || trusted_fraction_ > 0 || trusted_.features.defined(); }
+bool ReweightJob::is_table() const { return !table_.rows.empty(); }
+
+at::Tensor ReweightJob::noisy_rows(uint64_t seed) const {
+  const int64_t n = noisy_.size();
+  if (!simulate_.empty()) return Stream(seed, "rows").at(0).permutation(n).narrow(0, 0, samples_);
+  if (trusted_fraction_ == 0) return at::arange(n);
+  const auto trusted = static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(n)));
+  return std::get<0>(Stream(seed, "rows").at(0).permutation(n).narrow(0, trusted, n - trusted).sort());
+}
+
+ReweightData ReweightJob::data(uint64_t seed) const {
+  ReweightData data;
+  data.test = test_;
+  if (simulate_.empty()) {
+    data.trusted = trusted_;
+    if (trusted_fraction_ > 0) {
+      const auto trusted = static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(noisy_.size())));
+      data.trusted = noisy_.select(Stream(seed, "rows").at(0).permutation(noisy_.size()).narrow(0, 0, trusted));
+    }
+    data.noisy = trusted_fraction_ > 0 ? noisy_.select(noisy_rows(seed)) : noisy_;
+    return data;
+  }
+  const at::Tensor order = Stream(seed, "rows").at(0).permutation(noisy_.size());
+  data.noisy = noisy_.select(order.narrow(0, 0, samples_));
+  data.trusted = noisy_.select(order.narrow(0, samples_, trusted_samples_));
+  if (!test_.features.defined()) {
+    data.test = noisy_.select(order.narrow(0, samples_ + trusted_samples_, noisy_.size() - samples_ - trusted_samples_));
+  }
+  const std::vector<Labeller> labellers = simulate_ == "mixed" ? mixed_labellers(seed) : swapping_labellers(seed);
+  const NoisyLabels labels =
+      simulate_labels(data.noisy.labels, labellers, builtin_ == "digits" ? digits_look_alikes() : fashion_mnist_look_alikes(), seed);
+  data.truth = data.noisy.labels;
+  data.noisy.labels = labels.labels;
+  data.noisy.sources = labels.sources;
+  data.noisy.source_names = labels.source_names;
+  return data;
+}
+
+Report run_reweight(const ReweightJob& job, const std::string& out, const RunFront& front) {
+  RunDirectory::check_free(out);
+  std::vector<ReweightResult> results;
+  ReweightData first;
+  for (int64_t k = 0; k < job.seeds(); ++k) {
+    ReweightOptions options = job.options();
+    options.seed += static_cast<uint64_t>(k);
+    const ReweightData data = job.data(options.seed);
+    if (k == 0) {
+      first = data;
+      if (job.encoding().class_names != data.noisy.class_names) first.noisy.class_names = job.encoding().class_names;
+    }
+    ReweightWatch watch;
+    watch.interrupt = front.interrupt;
+    std::optional<Progress> progress;
+    const std::string of = job.seeds() > 1 ? fmt::format("seed {} ({} of {}): ", options.seed, k + 1, job.seeds()) : "";
+    watch.stage = [&](const std::string& name) {
+      if (name.empty()) return;
+      progress.reset();
+      if (front.notice) front.notice(of + name + " …");
+    };
+    watch.record = [&](const Record& record) {
+      if (!progress) progress.emplace(front.progress, options.by == "sample" ? std::min<int64_t>(options.steps, 6) : options.steps);
+      progress->update(record);
+    };
+    results.push_back(reweight(data, options, watch));
+  }
+
+  const ReweightResult& result = results.front();
+  const std::vector<TableRow> rows = mean_rows(results);
+  const ReweightRow& chosen = result.row(result.recommended);
+  const std::vector<int64_t> shape = job.options().model.kind == "cnn" ? std::vector<int64_t>{1, first.noisy.height, first.noisy.width}
+                                                                       : std::vector<int64_t>{first.noisy.dimension()};
+  TrainedModel model;
+  model.model = job.options().model;
+  model.sample_shape = shape;
+  model.outputs = std::max(first.noisy.classes(), first.trusted.classes());
+  model.weights = chosen.y;
+  model.encoding = job.encoding();
+
+  Layout x_layout;
+  x_layout.add(job.options().by == "sample" ? "sample_weight" : "source_weight", {result.x.size(0)});
+  RunDirectory directory = RunDirectory::create(out, job.text());
+  directory.write_layout(x_layout, make_model(model.model, shape, model.outputs)->layout());
+  for (const Record& record : result.records) directory.append(record, {});
+  RunResult run;
+  run.outcome = Outcome::kDone;
+  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples." : result.warning;
+  run.worst = result.warning.empty() ? Grade::kOk : Grade::kWarn;
+  run.state.set("x", result.x);
+  run.state.set("y", chosen.y);
+  run.last = result.records.back();
+  run.steps = result.records.back().step;
+  run.cost = result.cost;
+  directory.finish(run, "double-loop");
+
+  Json summary = Json::parse(read_file(directory.file("summary.json")));
+  summary["recommended"] = result.recommended;
+  summary["warning"] = result.warning.empty() ? Json(nullptr) : Json(result.warning);
+  summary["seeds"] = job.seeds();
+  summary["measured_on"] = first.test.features.defined() ? "test" : "held-back trusted samples";
+  summary["table"] = table_json(rows);
+  Json correlations = Json::array();
+  double sum = 0;
+  for (const ReweightResult& one : results) {
+    if (!one.rank_correlation) continue;
+    correlations.push_back(*one.rank_correlation);
+    sum += *one.rank_correlation;
+  }
+  summary["rank_correlation"] = correlations.empty() ? Json(nullptr) : Json(sum / static_cast<double>(correlations.size()));
+  summary["rank_correlations"] = correlations;
+  summary["auc"] = result.auc;
+  write_file(directory.file("summary.json"), summary.dump(2) + "\n");
+
+  write_csv(sources_table(result), directory.file("sources.csv"));
+  write_csv(cleaned_table(job, first, result), directory.file("cleaned.csv"));
+  save_model(model, directory.file("model.safetensors"));
+  Report report = reweight_report(job.options(), first, results, rows, job.text());
+  write_file(directory.file("report.html"), render_html(report));
+  return report;
+}
+
+std::string request_labels(const ReweightJob& job, const std::string& path) {
+  const Dataset& data = job.given();
+  const auto sources = std::max<int64_t>(1, static_cast<int64_t>(data.source_names.size()));
+  const int64_t each = std::max<int64_t>(10, (200 + sources - 1) / sources);
+  CsvTable table;
+  table.columns = {"row", "source", "label", "doubt", "reason"};
+  for (const LabelRequest& request : rows_to_label(data, job.options(), each)) {
+    const auto label = static_cast<size_t>(data.labels[request.row].item<int64_t>());
+    table.rows.push_back({std::to_string(request.row), request.source, data.class_names[label], format_fixed(request.doubt, 4), request.reason});
+  }
+  write_csv(table, path);
+  return fmt::format(
+      "There are no trusted samples to learn from. Check the labels of the {} rows in {} (rows counted from 0; for each source the most "
+      "doubted ones, and as many at random), put them with their right labels into a file of its own, and give it with --trusted. "
+      "If you vouch for a random part of all rows as they are, --trusted-fraction 0.02 takes 2 % of them.",
+      table.rows.size(), path);
+}
+
+}  // namespace bilevel

@@ -68,7 +68,11 @@ int conclude(const RunResult& result, const std::string& directory) {
     fmt::print(stderr, "{} Go on with: bilevel resume {}\n", result.message, directory);
     return 130;
   }
-  write_file(directory + "/report.html", render_html(run_report(directory)));
+  try {
+    write_file(directory + "/report.html", render_html(run_report(directory)));
+  } catch (const Error& error) {
+    fmt::print(stderr, "The run is complete, but its report could not be written: {}\n", error.what());
+  }
   fmt::print("{}", terminal_summary(directory, terminal_width(), color_on_stdout()));
   const bool bad = result.outcome == Outcome::kDiverged || result.outcome == Outcome::kAborted || result.worst == Grade::kBad;
   return bad ? 1 : 0;

@@ -1,8 +1,8 @@
-#include <algorithm>
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -29,8 +29,9 @@ Json to_json(const Hypergradient& h) {
                          {"relative_residual", optional(h.certificate.relative_residual)},
                          {"error_bound", optional(h.certificate.error_bound)},
                          {"distance_to_F", optional(h.certificate.distance_to_F)}};
-  json["cost"] = {{"forwards", h.cost.forwards},     {"gradients", h.cost.gradients}, {"hvps", h.cost.hvps},
-                  {"cross_products", h.cost.cross_products}, {"seconds", h.cost.seconds},     {"peak_bytes", h.cost.peak_bytes}};
+  json["cost"] = {{"forwards", h.cost.forwards}, {"gradients", h.cost.gradients},
+                  {"hvps", h.cost.hvps},         {"cross_products", h.cost.cross_products},
+                  {"seconds", h.cost.seconds},   {"peak_bytes", h.cost.peak_bytes}};
   return json;
 }
 
@@ -44,8 +45,8 @@ void print_text(const Hypergradient& h, const Layout& layout) {
   if (h.certificate.relative_residual) fmt::print("linear residual  {:.3g} (relative)\n", *h.certificate.relative_residual);
   if (h.certificate.error_bound) fmt::print("error at most    {:.3g} (2-norm)\n", *h.certificate.error_bound);
   if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g}\n", *h.certificate.distance_to_F);
-  fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients, h.cost.hvps,
-             h.cost.cross_products, h.cost.forwards, h.cost.seconds);
+  fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients,
+             h.cost.hvps, h.cost.cross_products, h.cost.forwards, h.cost.seconds);
   // The largest first: they are what the outer step moves most.
   const at::Tensor order = value.abs().argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
   for (int64_t i = 0; i < std::min(kShown, value.numel()); ++i) {

@@ -1,6 +1,6 @@
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "bilevel/algorithm/registry.h"
 #include "bilevel/hypergrad/registry.h"

@@ -1,9 +1,9 @@
 #include "tasks/selftest.h"
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cstdio>
-
-#include <fmt/format.h>
 
 #include "cli/commands.h"
 
@@ -20,7 +20,8 @@ void add_selftest(CLI::App& app, Action& action) {
       for (const Check& check : checks) {
         const CheckResult result = run_check(check);
         passed += result.passed ? 1 : 0;
-        fmt::print("{}  {}\n        {}\n        {}\n", result.passed ? "ok    " : "FAILED", check.name, result.detail, check.source);
+        fmt::print("{}  {}\n        {}\n        {}\n", result.passed ? "ok    " : "FAILED", check.name, result.detail,
+                   check.source);
         std::fflush(stdout);
       }
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();

@@ -1,14 +1,14 @@
 #include "tasks/experiment.h"
 
-#include <algorithm>
-#include <filesystem>
-#include <utility>
-
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "bilevel/algorithm/registry.h"
 #include "bilevel/core/error.h"
@@ -63,7 +63,8 @@ at::Tensor read_batches(Section& inner, int64_t samples) {
   batches = batches.to(at::kLong);
   const auto lowest = batches.min().item<int64_t>(), highest = batches.max().item<int64_t>();
   if (lowest < 0 || highest >= samples) {
-    inner.fail("batches", fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
+    inner.fail("batches",
+               fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
   }
   return batches;
 }
@@ -125,7 +126,8 @@ Experiment::Experiment(Config config) : config_(std::move(config)) {
   first_order_ = std::make_unique<AutodiffOracle>(problem);
   if (run.oracle == "finite-difference") differences_ = std::make_unique<FiniteDifferenceOracle>(*first_order_);
   oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : *first_order_);
-  algorithm_ = std::make_unique<DoubleLoop>(*oracle_, std::move(solver), std::move(estimator), std::move(optimizer), std::move(options));
+  algorithm_ =
+      std::make_unique<DoubleLoop>(*oracle_, std::move(solver), std::move(estimator), std::move(optimizer), std::move(options));
 }
 
 namespace {

@@ -18,8 +18,9 @@ namespace bilevel {
 
 /// Everything that a configuration describes, ready to run.
 ///
-/// Reads [problem] and [data] (tasks/registry.h), [inner], [hypergradient], [outer] and [run], refuses keys that nobody reads, and
-/// asks the estimator for its objections. Throws Error before anything is written. LibTorch's threads are set for its lifetime.
+/// Reads [problem] and [data] (tasks/registry.h), [inner], [hypergradient], [outer] and [run], refuses keys that nobody reads,
+/// and asks the estimator for its objections. Throws Error before anything is written. LibTorch's threads are set for its
+/// lifetime.
 class Experiment {
  public:
   explicit Experiment(Config config);
@@ -48,16 +49,17 @@ class Experiment {
 struct RunFront {
   ProgressOptions progress;
   const std::atomic<bool>* interrupt = nullptr;
-  std::function<Signal(const Record&)> record;        // after it was logged
-  std::function<void(const std::string&)> notice;     // one sentence: where the run is written, from where it goes on
+  std::function<Signal(const Record&)> record;     // after it was logged
+  std::function<void(const std::string&)> notice;  // one sentence: where the run is written, from where it goes on
 };
 
-/// Runs `experiment` from its start into the directory `out`, which must be free. Misuse and an unusable directory are Errors; a disk
-/// that fails later is a std::runtime_error, and the earlier checkpoint stays good.
+/// Runs `experiment` from its start into the directory `out`, which must be free. Misuse and an unusable directory are Errors; a
+/// disk that fails later is a std::runtime_error, and the earlier checkpoint stays good.
 RunResult run_experiment(const Experiment& experiment, const std::string& out, const RunFront& front = {});
 
-/// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or from the
-/// start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and cost).
+/// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or
+/// from the start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and
+/// cost).
 RunResult resume_experiment(const std::string& directory, const RunFront& front = {});
 
 /// runs/<stem of the configuration's file>-<n>, the first that is free.

@@ -1,12 +1,12 @@
 #include "bilevel/algorithm/double_loop.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
@@ -32,7 +32,8 @@ void read(Section& inner, DoubleLoopOptions& options) {
   std::string start = options.start == Start::kWarm ? "warm" : "cold";
   inner.read_choice("start", start, {"warm", "cold"});
   options.start = start == "warm" ? Start::kWarm : Start::kCold;
-  inner.read("carry_state", options.carry_rule_state);  // RuleSolverOptions reads it too: the solver must go on from what it is given
+  inner.read("carry_state",
+             options.carry_rule_state);  // RuleSolverOptions reads it too: the solver must go on from what it is given
 }
 
 /// What was found at x_k: means over the inner problems, and the worst of what is a warning.
@@ -43,8 +44,9 @@ struct DoubleLoop::Visit {
   Cost cost;
 };
 
-DoubleLoop::DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> solver, std::shared_ptr<const Estimator> estimator,
-                       std::shared_ptr<const OuterOptimizer> outer, DoubleLoopOptions options)
+DoubleLoop::DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> solver,
+                       std::shared_ptr<const Estimator> estimator, std::shared_ptr<const OuterOptimizer> outer,
+                       DoubleLoopOptions options)
     : oracle_(oracle),
       solver_(std::move(solver)),
       estimator_(std::move(estimator)),
@@ -162,8 +164,10 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     mean.inner_loss += one.inner_loss;
     mean.outer_loss += one.outer_loss;
     const auto worst = [](std::optional<double>& kept, const std::optional<double>& other) {
-      if (kept && other) kept = std::max(*kept, *other);
-      else kept.reset();  // nothing is known of the mean where nothing is known of one
+      if (kept && other)
+        kept = std::max(*kept, *other);
+      else
+        kept.reset();  // nothing is known of the mean where nothing is known of one
     };
     mean.certificate.stationarity = std::max(mean.certificate.stationarity, one.certificate.stationarity);
     worst(mean.certificate.relative_residual, one.certificate.relative_residual);

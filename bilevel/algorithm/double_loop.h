@@ -20,10 +20,11 @@ enum class Start {
 
 struct DoubleLoopOptions {
   Start start = Start::kWarm;
-  bool carry_rule_state = false;  // momenta of the old x push y the wrong way; carry them where an outer step is a few inner steps
-  bool warm_q = true;             // the linear solve begins at the q of the outer step before
-  BatchPlan outer_batches = {};   // all samples
-  uint64_t seed = 0;              // of losses that draw random numbers
+  bool carry_rule_state =
+      false;                     // momenta of the old x push y the wrong way; carry them where an outer step is a few inner steps
+  bool warm_q = true;            // the linear solve begins at the q of the outer step before
+  BatchPlan outer_batches = {};  // all samples
+  uint64_t seed = 0;             // of losses that draw random numbers
   std::vector<std::string> violations() const;
 };
 /// Reads [inner] start, carry_state.
@@ -33,10 +34,10 @@ void read(Section& inner, DoubleLoopOptions& options);
 ///
 ///     y_k ≈ y*(x_k);  d_k ≈ dF/dx(x_k);  x_{k+1} = P(x_k + outer step along d_k)
 ///
-/// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the State
-/// holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's state is
-/// carried, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems. `damping`, where
-/// present, is handed to the estimator. A hypergradient that is not finite is reported and does not move x.
+/// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the
+/// State holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's
+/// state is carried, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems.
+/// `damping`, where present, is handed to the estimator. A hypergradient that is not finite is reported and does not move x.
 class DoubleLoop final : public Algorithm {
  public:
   /// Keeps a reference to `oracle`. Throws Error with the estimator's objections, and for a warm start where y₀ depends on x.

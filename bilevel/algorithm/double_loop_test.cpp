@@ -1,15 +1,13 @@
 #include "bilevel/algorithm/double_loop.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <limits>
-
-#include <unistd.h>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
@@ -97,7 +95,8 @@ TEST(DoubleLoop, WarmStartsGoOnFromTheLastYAndColdStartsFromTheFirst) {
 inner = {{ rule = "sgd", lr = 0.5, steps = 3, start = "{}" }}
 hypergradient = {{ estimator = "unrolled" }}
 outer = {{ rule = "sgd", lr = 0.1 }}
-)", start));
+)",
+                                         start));
     State state = loop->init();
     at::Tensor y = state.tensor("y").clone();
     for (int k = 0; k < 3; ++k) {
@@ -178,7 +177,9 @@ class Boxed final : public Problem {
   explicit Boxed(double upper) : upper_(upper) {}
   const Layout& outer_layout() const override { return base_.outer_layout(); }
   const Layout& inner_layout() const override { return base_.inner_layout(); }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.inner_loss(x, y, b); }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.inner_loss(x, y, b);
+  }
   at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
     return base_.outer_loss(x, y, b) * (poisoned ? std::numeric_limits<double>::quiet_NaN() : 1.0);
   }

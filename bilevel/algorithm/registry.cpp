@@ -4,7 +4,8 @@ namespace bilevel {
 
 const std::vector<AlgorithmRow>& algorithms() {
   static const std::vector<AlgorithmRow> rows = {
-      {"double-loop", "solve the inner problem, estimate the hypergradient, move x, project; any solver × estimator × outer optimiser"},
+      {"double-loop",
+       "solve the inner problem, estimate the hypergradient, move x, project; any solver × estimator × outer optimiser"},
   };
   return rows;
 }

@@ -1,12 +1,12 @@
 #include "bilevel/run/driver.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
 
 #include "bilevel/core/error.h"
 
@@ -29,7 +29,8 @@ int64_t integer_or(const State& state, const std::string& name, int64_t otherwis
 std::string failure(const Record& record) {
   const std::string about = record.message.empty() ? "" : " (" + record.message + ")";
   if (record.status == Status::kDiverged) return fmt::format("the solve at step {} diverged{}", record.step, about);
-  const bool finite = std::isfinite(record.outer_loss) && std::isfinite(record.inner_loss) && std::isfinite(record.hypergradient_norm);
+  const bool finite =
+      std::isfinite(record.outer_loss) && std::isfinite(record.inner_loss) && std::isfinite(record.hypergradient_norm);
   if (record.status == Status::kNonFinite || !finite) {
     return fmt::format("a loss or the hypergradient at step {} is not finite{}", record.step, about);
   }
@@ -114,11 +115,11 @@ Driver::Driver(const Algorithm& algorithm, DriverOptions options) : algorithm_(a
 RunResult Driver::run(State state, const Watch& watch) const {
   RunResult result;
   Book book = Book::of(state);
-  std::vector<RollBack> pending;        // not yet given out with a record
-  State good;                           // before the last good step
-  at::Tensor good_y;                    // what that step found at its x
+  std::vector<RollBack> pending;  // not yet given out with a record
+  State good;                     // before the last good step
+  at::Tensor good_y;              // what that step found at its x
   bool has_good = false;
-  State resumable = state;              // the newest state from which all that is still to be recorded follows
+  State resumable = state;  // the newest state from which all that is still to be recorded follows
   int64_t checkpointed = integer_or(state, "step", 0);
   Clock::time_point checkpoint_time = Clock::now();
 
@@ -162,9 +163,8 @@ RunResult Driver::run(State state, const Watch& watch) const {
         // The last point that was good is what a user can still use.
         state = has_good ? good : before;
         if (has_good) state.set("y", good_y);
-        end(Outcome::kDiverged,
-            has_good ? fmt::format("The run gave up: {}, after {} roll-backs.", reason, book.rollbacks)
-                     : fmt::format("The run gave up at its first point: {}.", reason));
+        end(Outcome::kDiverged, has_good ? fmt::format("The run gave up: {}, after {} roll-backs.", reason, book.rollbacks)
+                                         : fmt::format("The run gave up at its first point: {}.", reason));
         break;
       }
       ++book.rollbacks;
@@ -200,8 +200,8 @@ RunResult Driver::run(State state, const Watch& watch) const {
     }
     if (last) {
       if (budget_spent && k < options_.steps) {
-        end(Outcome::kBudget, fmt::format("A budget was spent after {} of {} steps ({} oracle calls, {:.1f} s).", k, options_.steps,
-                                          book.cost.oracle_calls(), book.cost.seconds));
+        end(Outcome::kBudget, fmt::format("A budget was spent after {} of {} steps ({} oracle calls, {:.1f} s).", k,
+                                          options_.steps, book.cost.oracle_calls(), book.cost.seconds));
       } else if (!stopping) {
         end(Outcome::kDone, fmt::format("{} outer steps done.", k));
       }

@@ -60,18 +60,18 @@ struct RunResult {
   State state;          // x and y as they are at the end
   Record last;          // of the final x
   Grade worst = Grade::kOk;
-  int64_t steps = 0;    // updates done
+  int64_t steps = 0;  // updates done
   int64_t rollbacks = 0;
-  Cost cost;            // over all resumptions; peak_bytes of this process
+  Cost cost;  // over all resumptions; peak_bytes of this process
 };
 
 /// Runs an algorithm: steps, budgets, roll-backs, checkpoints, interruption.
 ///
-/// After a record whose status is kDiverged or kNonFinite, or whose numbers are not finite, the state before the last good step comes
-/// back with `outer_scale` halved and `damping` raised (×10, from 1e-3), at most `rollbacks` times. A checkpoint is always the state
-/// *before* the last good step, so that a resumed run can roll back as the uninterrupted one would; resuming does that step again.
-/// The driver keeps its own entries in the State, under names that start with `driver.`; `driver.recorded` is the number of records
-/// already given out.
+/// After a record whose status is kDiverged or kNonFinite, or whose numbers are not finite, the state before the last good step
+/// comes back with `outer_scale` halved and `damping` raised (×10, from 1e-3), at most `rollbacks` times. A checkpoint is always
+/// the state *before* the last good step, so that a resumed run can roll back as the uninterrupted one would; resuming does that
+/// step again. The driver keeps its own entries in the State, under names that start with `driver.`; `driver.recorded` is the
+/// number of records already given out.
 class Driver {
  public:
   Driver(const Algorithm& algorithm, DriverOptions options);

@@ -1,11 +1,10 @@
 #include "bilevel/run/driver.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
-
-#include <ATen/ATen.h>
 
 #include "bilevel/core/error.h"
 

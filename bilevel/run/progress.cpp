@@ -1,13 +1,12 @@
 #include "bilevel/run/progress.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-
+#include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include <fmt/format.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
 
 namespace bilevel {
 namespace {
@@ -53,12 +52,14 @@ std::string Progress::text(const Record& record, double elapsed, int width) cons
   const int64_t done_here = done - first_step_;
   const std::string left =
       done_here > 0 ? duration(elapsed / static_cast<double>(done_here) * static_cast<double>(steps_ - done)) + " left" : "";
-  std::string line = fmt::format("{:3.0f} %  {}/{}  {}  outer loss {:.4g}  |hypergradient| {:.2e}  stationarity {:.1e}", 100 * fraction,
-                                 done, steps_, left, record.outer_loss, record.hypergradient_norm, record.stationarity);
+  std::string line =
+      fmt::format("{:3.0f} %  {}/{}  {}  outer loss {:.4g}  |hypergradient| {:.2e}  stationarity {:.1e}", 100 * fraction, done,
+                  steps_, left, record.outer_loss, record.hypergradient_norm, record.stationarity);
   const int room = std::min(24, width - static_cast<int>(line.size()) - 4);
   if (room >= 6) {
     const int full = static_cast<int>(std::lround(fraction * room));
-    line = fmt::format("[{}{}] {}", std::string(static_cast<size_t>(full), '#'), std::string(static_cast<size_t>(room - full), '-'), line);
+    line = fmt::format("[{}{}] {}", std::string(static_cast<size_t>(full), '#'),
+                       std::string(static_cast<size_t>(room - full), '-'), line);
   }
   return line.substr(0, static_cast<size_t>(std::max(1, width - 1)));
 }

@@ -12,7 +12,7 @@ struct ProgressOptions {
   std::FILE* file = nullptr;  // nothing is drawn without one; the front gives stderr
   bool terminal = false;      // a bar that is redrawn; otherwise a line for each 10 %
   bool color = false;
-  double patience = 2.0;      // seconds: what is over sooner needs no bar
+  double patience = 2.0;  // seconds: what is over sooner needs no bar
 };
 /// For `file`: whether it is a terminal, and colours unless NO_COLOR is set.
 ProgressOptions progress_on(std::FILE* file);

@@ -1,18 +1,17 @@
 #include "bilevel/run/run_directory.h"
 
+#include <ATen/ATen.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <utility>
-
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -25,7 +24,8 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 Json cost_json(const Cost& cost) {
-  return {{"forwards", cost.forwards}, {"gradients", cost.gradients}, {"hvps", cost.hvps}, {"cross_products", cost.cross_products}};
+  return {
+      {"forwards", cost.forwards}, {"gradients", cost.gradients}, {"hvps", cost.hvps}, {"cross_products", cost.cross_products}};
 }
 
 Json machine_json(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
@@ -97,7 +97,8 @@ void RunDirectory::check_free(const std::string& path) {
   }
   if (free) return;
   if (fs::exists(fs::path(path) / "config.toml")) {
-    throw Error(fmt::format("{} holds another run; name another directory, or continue that run with `bilevel resume {}`.", path, path));
+    throw Error(
+        fmt::format("{} holds another run; name another directory, or continue that run with `bilevel resume {}`.", path, path));
   }
   throw Error(fmt::format("The directory {} is not empty; name a new one for the run.", path));
 }
@@ -172,7 +173,8 @@ void RunDirectory::cut_log(int64_t records) {
     const size_t line_end = text.find('\n', kept);
     const Json line = line_end == std::string::npos ? Json() : Json::parse(text.substr(kept, line_end - kept), nullptr, false);
     require(line.is_object() && line.value("step", int64_t{-1}) == expected,
-            fmt::format("{} lacks the record of step {}, which is before the checkpoint; the run cannot be continued.", path, expected));
+            fmt::format("{} lacks the record of step {}, which is before the checkpoint; the run cannot be continued.", path,
+                        expected));
     kept = line_end + 1;
   }
   if (kept < text.size() || !fs::exists(path)) write_file(path, text.substr(0, kept));

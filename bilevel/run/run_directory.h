@@ -17,9 +17,9 @@ namespace bilevel {
 ///     log.jsonl      one object per record            checkpoint    a State (safetensors)
 ///     summary.json   how it ended                     x.npy, y.npy  at the end
 ///
-/// In `log.jsonl` and `summary.json`, seconds and bytes stand in a `machine` object; all else is the same for every run of the same
-/// configuration on the same machine and thread count. Numbers that are not finite are null. One process at a time: a lock is held
-/// on the directory. All members throw Error with the system's reason where the disk refuses.
+/// In `log.jsonl` and `summary.json`, seconds and bytes stand in a `machine` object; all else is the same for every run of the
+/// same configuration on the same machine and thread count. Numbers that are not finite are null. One process at a time: a lock
+/// is held on the directory. All members throw Error with the system's reason where the disk refuses.
 class RunDirectory {
  public:
   /// Makes `path`, or takes it where it is empty. Throws Error for a directory that holds anything.

@@ -1,17 +1,15 @@
 #include "bilevel/run/run_directory.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <limits>
-
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -28,8 +26,9 @@ using testing::Not;
 class RunDirectoryTest : public testing::Test {
  protected:
   RunDirectoryTest() {
-    path_ = (fs::temp_directory_path() / fmt::format("bilevel-run-{}-{}", getpid(), fs::path(::testing::UnitTest::GetInstance()
-                                                                                                 ->current_test_info()->name()).string()))
+    path_ = (fs::temp_directory_path() /
+             fmt::format("bilevel-run-{}-{}", getpid(),
+                         fs::path(::testing::UnitTest::GetInstance()->current_test_info()->name()).string()))
                 .string();
     fs::remove_all(path_);
     x_.add("a", {2}).add("b", {1, 3});

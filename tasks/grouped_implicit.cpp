@@ -21,12 +21,15 @@ Hypergradient GroupedImplicit::estimate(const EstimatorInput& in) const {
   Hypergradient mean;
   std::vector<at::Tensor> values;
   double total = 0;
+  Batch inner_batch = in.inner_batch;
+  inner_batch.samples = inner_batches_.samples(in.outer_batch.step);
+  const auto linearization = in.oracle.linearize_inner(in.x, in.solution.y, inner_batch);
   for (size_t g = 0; g < groups_.size(); ++g) {
     EstimatorInput of_group = in;
     of_group.outer_batch.samples = groups_[g];
-    of_group.inner_batch.samples = inner_batches_.samples(in.outer_batch.step);
+    of_group.inner_batch = inner_batch;
     of_group.q0 = q_[g];
-    Hypergradient h = implicit_->estimate(of_group);
+    Hypergradient h = implicit_->estimate(of_group, *linearization);
     q_[g] = h.q;
     values.push_back(h.value);
     const auto size = static_cast<double>(groups_[g].size(0));

@@ -141,14 +141,17 @@ class Job {
     return at::cat({noisy, trusted});
   }
 
-  Score score(const Candidate& candidate, double ridge, const at::Tensor& start) {
+  /// `fold_starts` are where the fits of the folds begin where these have weights of their own; they are left at their ends.
+  Score score(const Candidate& candidate, double ridge, const at::Tensor& start, std::vector<at::Tensor>& fold_starts) {
     const at::NoGradGuard no_grad;
     Score score;
     if (convex()) score.y = trainer_.fit(with_trusted(candidate.weights), ridge, start, kRough).y;
     int64_t held_back = 0;
     for (int64_t k = 0; k < fold_count_; ++k) {
       const at::Tensor& weights = candidate.of_fold.empty() ? candidate.weights : candidate.of_fold[k];
-      const at::Tensor y = trainer_.fit(with_trusted(weights, k), ridge, score.y, kRough).y;
+      const bool known = !candidate.of_fold.empty() && convex() && fold_starts[k].defined();
+      const at::Tensor y = trainer_.fit(with_trusted(weights, k), ridge, known ? fold_starts[k] : score.y, kRough).y;
+      fold_starts[k] = y;
       const at::Tensor z = trainer_.logits(y, trusted_features_.index_select(0, folds_[k]));
       const at::Tensor labels = data_.trusted.labels.index_select(0, folds_[k]);
       score.loss += (z.logsumexp(0) - of_labels(z, labels)).sum().item<double>();
@@ -163,13 +166,14 @@ class Job {
   /// Descends along the grid of ridges, from `from` on while a neighbour is better, and fits the best to the end.
   ReweightRow row(const std::string& slug, const std::string& title, const Candidate& candidate, const at::Tensor& start, size_t from = 1) {
     std::map<size_t, Score> scores;
+    std::vector<at::Tensor> fold_starts(static_cast<size_t>(fold_count_));
     size_t best = std::min(from, ridges_.size() - 1);
-    scores[best] = score(candidate, ridges_[best], start);
+    scores[best] = score(candidate, ridges_[best], start, fold_starts);
     for (;;) {
       const size_t here = best;
       for (const size_t next : {here + 1, here - 1}) {
         if (next >= ridges_.size()) continue;
-        if (!scores.contains(next)) scores[next] = score(candidate, ridges_[next], scores[here].y.defined() ? scores[here].y : start);
+        if (!scores.contains(next)) scores[next] = score(candidate, ridges_[next], scores[here].y.defined() ? scores[here].y : start, fold_starts);
         if (scores[next].loss < scores[best].loss) best = next;
       }
       if (best == here) break;
@@ -215,8 +219,9 @@ class Job {
       return candidate;
     };
     double threshold = 0.1, lowest = std::numeric_limits<double>::infinity();
+    std::vector<at::Tensor> fold_starts(static_cast<size_t>(fold_count_));
     for (const double t : {0.1, 0.3, 0.5}) {
-      const double loss = score(filter(t), ridges_[std::min<size_t>(1, ridges_.size() - 1)], start_).loss;
+      const double loss = score(filter(t), ridges_[std::min<size_t>(1, ridges_.size() - 1)], start_, fold_starts).loss;
       if (loss < lowest) {
         lowest = loss;
         threshold = t;

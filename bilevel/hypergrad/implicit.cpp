@@ -98,14 +98,17 @@ double Implicit::stationarity_at_start(const EstimatorInput& in) const {
 }
 
 Hypergradient Implicit::estimate(const EstimatorInput& in) const {
+  return estimate(in, *in.oracle.linearize_inner(in.x, in.solution.y, in.inner_batch));
+}
+
+Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linearization) const {
   const at::NoGradGuard no_grad;
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
-  const auto linearization = in.oracle.linearize_inner(in.x, in.solution.y, in.inner_batch);
-  const LinearResult linear = solver_->solve(curvature(in, *linearization), outer.y, in.q0);
+  const LinearResult linear = solver_->solve(curvature(in, linearization), outer.y, in.q0);
 
   Hypergradient h = direct_term(in, outer, "F");
   h.q = linear.solution;
-  h.value = outer.x - linearization->vjp(h.q).x;
+  h.value = outer.x - linearization.vjp(h.q).x;
   h.certificate.relative_residual = linear.relative_residual;
   h.message = fmt::format("{} left a relative residual of {:.2e} after {} products; the inner solve left ‖r‖ = {:.2e}.",
                           solver_->name(), linear.relative_residual, linear.iterations, in.solution.stationarity);

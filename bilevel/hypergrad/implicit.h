@@ -33,6 +33,8 @@ class Implicit final : public Estimator {
   std::string_view name() const override { return "implicit"; }
   std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const override;
   Hypergradient estimate(const EstimatorInput& in) const override;
+  /// The same along a linearization at (x, y) and the inner batch, for several outer losses at one point.
+  Hypergradient estimate(const EstimatorInput& in, Linearization& linearization) const;
 
  private:
   Operator curvature(const EstimatorInput& in, Linearization& linearization) const;

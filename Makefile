@@ -3,30 +3,29 @@ SHELL := /bin/bash
 BUILD ?= build
 PRESET ?= default
 JOBS ?= $(shell nproc)
-PATH := $(CURDIR)/build/venv/bin:$(PATH)
+export PATH := $(CURDIR)/build/venv/bin:$(PATH)
 # One intra-op thread unless said otherwise, and no spinning: two threads on a shared machine cost more than they give.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup build test demo selftest sanitize format tidy bench clean
+.PHONY: help setup configure build test demo selftest sanitize install format tidy bench clean
 help:
 	@echo "make demo      set up, build, and learn whom to trust among twenty labellers (prints the report's path)"
 	@echo "make test      set up, build, and run every test"
 	@echo "make build     the library and the command $(BUILD)/bilevel"
+	@echo "make selftest  the command's own check of this build against closed forms and published numbers"
+	@echo "make install   headers, libraries, command and CMake package into PREFIX (default: ./install)"
 	@echo "make sanitize  the tests under AddressSanitizer and UBSan, in build-sanitize"
-	@echo "make format    clang-format on the sources      make tidy   clang-tidy on the files that differ from main"
+	@echo "make format    clang-format on the sources      make tidy   clang-tidy on the files that differ from BASE (origin/main)"
 	@echo "make bench     the benchmarks of bench/          make clean  remove what was built"
 
 setup:
 	@cmake/setup.sh
 
-build/setup.mk: setup
--include build/setup.mk
-
+# Configured again when set-up chose another LibTorch; ninja itself sees changes of the CMake files.
 configure: setup
-	@test -f $(BUILD)/build.ninja || cmake --preset $(PRESET) -DLibTorch_ROOT="$$(sed -n 's/^TORCH := //p' build/setup.mk)" >$(BUILD).configure.log 2>&1 \
-	  || { cat $(BUILD).configure.log; exit 1; }
-	@rm -f $(BUILD).configure.log
+	@[ $(BUILD)/build.ninja -nt build/torch.path ] || \
+	  { cmake --preset $(PRESET) -DLibTorch_ROOT="$$(<build/torch.path)" >$(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }; }
 
 build: configure
 	@cmake --build $(BUILD) -j $(JOBS)
@@ -37,8 +36,14 @@ test: build
 demo: build
 	@$(BUILD)/bilevel reweight --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+selftest: build
+	@$(BUILD)/bilevel selftest
+
+install: build
+	@cmake --install $(BUILD) --prefix "$(or $(PREFIX),install)"
+
 sanitize:
-	@mkdir -p build-sanitize && $(MAKE) test BUILD=build-sanitize PRESET=sanitize
+	@mkdir -p build-sanitize && $(MAKE) --no-print-directory test BUILD=build-sanitize PRESET=sanitize
 
 format:
 	@git ls-files '*.h' '*.cpp' | xargs clang-format-15 -i

@@ -1,22 +1,32 @@
 #!/usr/bin/env bash
-# Gets what the build needs, once: a compiler, Python tools, LibTorch from the torch wheel, small libraries from Debian packages.
-# As root it installs Debian packages; otherwise it unpacks them into build/deps. Ends by writing build/setup.mk for the Makefile.
+# Gets what the build and the tests need, once: a compiler, small libraries and a browser from Debian packages, tools from pip, and
+# LibTorch from a torch wheel. Root installs Debian packages; anyone else unpacks them below build/, and nothing else is touched.
+# Ends by writing the folder of torch to build/torch.path, for the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 torch_release=2.13.0
-build=build
+build=$PWD/build
 deps=$build/deps/usr
+log=$build/setup.log
 started=$SECONDS
 mkdir -p "$build"
 
-say() { printf '\033[2m[setup]\033[0m %s\n' "$*" >&2; }
-fail() { printf '[setup] %s\n' "$*" >&2; exit 1; }
-timed() { local t=$SECONDS what=$1; shift; say "$what …"; "$@"; say "$what: $((SECONDS - t)) s"; }
+say() { printf '[setup] %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+timed() { local t=$SECONDS what=$1; shift; say "$what …"; "$@" || return 1; say "$what: $((SECONDS - t)) s"; }
 
-stamp=$(cat cmake/setup.sh cmake/FindLibTorch.cmake | cksum)
-if [ "$(cat $build/.setup 2>/dev/null)" = "$stamp $(command -v python3)" ] && [ -f $build/setup.mk ]; then exit 0; fi
+# Two calls at once wait for each other; a call that finds this script, the tested range and Python as they were does nothing.
+exec 9>"$build/.setup.lock"
+flock 9
+python=$(command -v python3) || fail "python3 is missing: the Debian package python3 has it (3.10 or newer)."
+stamp="$(cat cmake/setup.sh cmake/FindLibTorch.cmake | cksum) $python $PWD"
+if [ "$(cat "$build/.setup" 2>/dev/null)" = "$stamp" ] && [ -f "$(cat "$build/torch.path" 2>/dev/null)/version.py" ]; then exit 0; fi
+: >"$log"
+say "once: Debian packages, Python tools and torch, into this machine's package system or $build; details in build/setup.log"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$python is $("$python" -V); 3.10 or newer is needed."
 
-# --- Debian packages: name, and a file that shows it is there (relative to /usr or build/deps/usr) ---
+# --- Debian packages: name, and a file that shows it is there, below /usr or build/deps/usr ---
+root=; [ "$(id -u)" != 0 ] || root=1
 triplet=$(gcc -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu")
 required=(
   "nlohmann-json3-dev include/nlohmann/json.hpp"
@@ -28,79 +38,122 @@ required=(
   "libgmock-dev lib/$triplet/libgmock.a"
   "libjs-chart.js share/javascript/chart.js/chart.min.js"
 )
-optional=("dataset-fashion-mnist share/dataset-fashion-mnist share/datasets")  # the demo falls back on the embedded digits
+optional=("dataset-fashion-mnist share/datasets/fashion-mnist")  # the demonstration falls back on the embedded digits
 
-missing_of() {  # prints the packages none of whose files is there
-  local entry package file found
+missing_of() {  # prints the packages whose file is not there
+  local entry package file
   for entry in "$@"; do
-    read -r package files <<<"$entry"; found=
-    for file in $files; do if [ -e "/usr/$file" ] || [ -e "$deps/$file" ]; then found=1; fi; done
-    [ -n "$found" ] || dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok' || printf '%s\n' "$package"
+    read -r package file <<<"$entry"
+    [ -e "/usr/$file" ] || [ -e "$deps/$file" ] || printf '%s\n' "$package"
   done
 }
-apt_refreshed=
-refresh() { [ -n "$apt_refreshed" ] || { apt-get update -qq >/dev/null 2>&1 || true; apt_refreshed=1; }; }
-install_packages() {
-  refresh
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >"$build/apt.log" 2>&1
-}
-unpack_packages() {
-  local folder=$build/packages package
-  mkdir -p "$folder" "$build/deps"
-  for package in "$@"; do
-    (cd "$folder" && apt-get download -qq "$package" >/dev/null 2>&1) || return 1
-    dpkg-deb -x "$(ls -t "$folder/$package"_*.deb | head -n 1)" "$build/deps"
-  done
-}
-get_packages() { if [ "$(id -u)" = 0 ]; then install_packages "$@"; else unpack_packages "$@"; fi; }
 
-if ! command -v g++ >/dev/null; then
-  [ "$(id -u)" = 0 ] || fail "g++ is missing; ask an administrator for the Debian package g++."
-  timed "Debian package g++" install_packages g++
+# A user may not refresh the system's package lists, so a second try keeps lists of its own.
+own_lists=(-o "Dir::State::Lists=$build/apt/lists" -o "Dir::Cache=$build/apt/cache" -o Debug::NoLocking=1)
+apt=(apt-get -qq)
+refresh() {
+  if [ -z "$root" ]; then
+    apt+=("${own_lists[@]}")
+    mkdir -p "$build/apt/lists/partial" "$build/apt/cache/archives/partial"
+  fi
+  "${apt[@]}" update >>"$log" 2>&1 || true
+}
+with_refresh() { "$@" || { refresh; "$@"; }; }
+
+install_packages() { DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends "$@" >>"$log" 2>&1; }
+unpack_packages() {  # FOLDER PACKAGE...
+  local folder=$1 archives=$build/apt/archives
+  shift
+  rm -rf "$archives" && mkdir -p "$archives" "$folder"
+  (cd "$archives" && "${apt[@]}" download "$@" >>"$log" 2>&1) || return 1
+  for package in "$archives"/*.deb; do dpkg-deb -x "$package" "$folder"; done
+  rm -rf "$archives"
+}
+get_packages() {
+  if [ -n "$root" ]; then with_refresh install_packages "$@"; else with_refresh unpack_packages "$build/deps" "$@"; fi
+}
+
+if ! command -v g++ >/dev/null || ! command -v gcc >/dev/null; then
+  [ -n "$root" ] || fail "g++ is missing: ask an administrator for the Debian package g++."
+  timed "Debian package g++" get_packages g++ || { tail -n 5 "$log" >&2; fail "Could not install g++; see $log."; }
 fi
 mapfile -t missing < <(missing_of "${required[@]}")
 if [ ${#missing[@]} -gt 0 ]; then
-  timed "Debian packages ${missing[*]}" get_packages "${missing[@]}" ||
-    fail "Could not get ${missing[*]}; see $build/apt.log. 'apt-get update' may be needed."
+  timed "Debian packages ${missing[*]}" get_packages "${missing[@]}" || { tail -n 5 "$log" >&2; fail "Could not get ${missing[*]}; see $log."; }
 fi
 mapfile -t missing < <(missing_of "${optional[@]}")
 if [ ${#missing[@]} -gt 0 ]; then
-  timed "Debian package ${missing[*]}" get_packages "${missing[@]}" || say "${missing[*]} cannot be had; the demonstration will use the handwritten digits."
-fi
-# The report is tested in a real browser; a browser cannot be unpacked beside the system, so only root installs it.
-if [ "$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then
-  timed "Debian package chromium" install_packages chromium || say "chromium cannot be had; the browser test will say so."
+  timed "Debian package ${missing[*]}" get_packages "${missing[@]}" ||
+    say "${missing[*]} cannot be had: the demonstration will use the embedded handwritten digits."
 fi
 
-# --- Python: the tools in a virtual environment, torch from the active environment where it fits ---
-command -v python3 >/dev/null || fail "python3 is missing; the Debian package python3 has it."
-if [ ! -x $build/venv/bin/python ]; then
-  python3 -m venv $build/venv >/dev/null 2>&1 || {
-    [ "$(id -u)" = 0 ] || fail "python3 -m venv does not work; ask for the Debian package python3-venv."
-    install_packages python3-venv
-    python3 -m venv $build/venv
+# --- Python: the tools in a virtual environment ---
+if ! "$build/venv/bin/python" -c 'import pip' 2>/dev/null; then
+  rm -rf "$build/venv"
+  "$python" -m venv "$build/venv" >>"$log" 2>&1 || {
+    [ -n "$root" ] || fail "$python -m venv does not work: ask an administrator for the Debian package python3-venv."
+    timed "Debian package python3-venv" get_packages python3-venv || fail "Could not install python3-venv; see $log."
+    rm -rf "$build/venv"
+    "$python" -m venv "$build/venv" >>"$log" 2>&1 || fail "$python -m venv does not work; see $log."
   }
 fi
-pip() { $build/venv/bin/python -m pip --disable-pip-version-check -q "$@" >"$build/pip.log" 2>&1 || { cat "$build/pip.log" >&2; fail "pip $1 failed."; }; }
-$build/venv/bin/python -c 'import cmake, ninja, pybind11, pytest, numpy' 2>/dev/null ||
-  timed "Python packages cmake, ninja, pybind11, numpy, pytest" pip install cmake ninja pybind11 numpy pytest
+pip_install() { "$build/venv/bin/python" -m pip --disable-pip-version-check -q install "$@" >>"$log" 2>&1; }
+"$build/venv/bin/python" -c 'import cmake, ninja, numpy, pybind11, pytest' 2>/dev/null ||
+  timed "Python packages cmake, ninja, numpy, pybind11, pytest" pip_install cmake ninja numpy pybind11 pytest ||
+  { tail -n 5 "$log" >&2; fail "pip could not install them; see $log."; }
 
-torch_folder() {  # prints the folder of a torch that this project is tested with
+# --- A browser, in which the report is tested ---
+unpack_browser() {  # Chromium and those of its libraries that the system lacks, and a command that finds them
+  local packages libraries
+  packages=$("${apt[@]}" -s -o Debug::NoLocking=1 --no-install-recommends install chromium fonts-dejavu-core 2>>"$log" |
+    awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }') && [ -n "$packages" ] || return 1
+  # shellcheck disable=SC2086
+  unpack_packages "$build/browser" $packages || return 1
+  libraries=$(find "$build/browser" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
+  cat >"$build/venv/bin/chromium" <<WRAPPER
+#!/bin/sh
+# Written by cmake/setup.sh: Chromium as unpacked below build/browser.
+export LD_LIBRARY_PATH="$libraries"
+export XDG_DATA_DIRS="$build/browser/usr/share:/usr/local/share:/usr/share"
+[ -e /etc/fonts/fonts.conf ] || export FONTCONFIG_FILE="$build/browser/fonts.conf"
+exec "$build/browser/usr/lib/chromium/chromium" "\$@"
+WRAPPER
+  printf '<fontconfig><dir>%s/usr/share/fonts</dir><dir>/usr/share/fonts</dir><cachedir>%s/cache</cachedir></fontconfig>\n' \
+    "$build/browser" "$build/browser" >"$build/browser/fonts.conf"
+  chmod +x "$build/venv/bin/chromium"
+}
+get_browser() {
+  if [ -n "$root" ]; then get_packages chromium fonts-dejavu-core; else with_refresh unpack_browser; fi
+}
+if ! command -v chromium chromium-browser google-chrome >/dev/null && [ ! -x "$build/venv/bin/chromium" ]; then
+  timed "Debian package chromium" get_browser || say "chromium cannot be had: the report's test in a browser will fail or be skipped."
+fi
+
+# --- LibTorch: the torch of the active environment where it is a tested release, else one of our own ---
+torch_folder() {  # PYTHON: prints the folder of its torch, if this project is tested with it
   "$1" - <<'PY' 2>/dev/null
-import importlib.util, pathlib, re
+import importlib.util, pathlib, re, sys
 folder = pathlib.Path(importlib.util.find_spec("torch").submodule_search_locations[0])
-major, minor = map(int, re.search(r"__version__ = '(\d+)\.(\d+)", (folder / "version.py").read_text()).groups())
-assert (2, 11) <= (major, minor) <= (2, 13)
-print(folder)
+release = re.search(r"__version__ *= *'([^']+)", (folder / "version.py").read_text()).group(1)
+tested = re.findall(r"set\(LibTorch_TESTED_M\w\w (\d+)\.(\d+)\)", pathlib.Path("cmake/FindLibTorch.cmake").read_text())
+low, high = [tuple(map(int, pair)) for pair in tested]
+if low <= tuple(map(int, release.split(".")[:2])) <= high:
+    print(folder)
+else:
+    print(release)
+    sys.exit(3)
 PY
 }
-torch=$(torch_folder python3 || torch_folder $build/venv/bin/python || true)
-if [ -z "$torch" ]; then
-  timed "Python package torch $torch_release" pip install "torch==$torch_release"
-  torch=$(torch_folder $build/venv/bin/python) || fail "torch was installed but cannot be found."
-fi
+torch=$(torch_folder "$python") || {
+  [ -z "$torch" ] || say "torch $torch of $python is outside the tested range; build/venv gets torch $torch_release."
+  torch=$(torch_folder "$build/venv/bin/python") || {
+    timed "Python package torch $torch_release (LibTorch is in it)" pip_install "torch==$torch_release" ||
+      { tail -n 5 "$log" >&2; fail "pip could not install torch $torch_release; see $log."; }
+    torch=$(torch_folder "$build/venv/bin/python") || fail "torch $torch_release was installed but cannot be found."
+  }
+}
 say "torch: $torch"
 
-printf 'TORCH := %s\n' "$torch" >$build/setup.mk
-printf '%s' "$stamp $(command -v python3)" >$build/.setup
+[ "$(cat "$build/torch.path" 2>/dev/null)" = "$torch" ] || printf '%s\n' "$torch" >"$build/torch.path"
+printf '%s' "$stamp" >"$build/.setup"
 say "done in $((SECONDS - started)) s"

@@ -1,6 +1,7 @@
 #include "tasks/reweight.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -9,6 +10,7 @@
 
 #include "bilevel/algorithm/double_loop.h"
 #include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
 #include "bilevel/inner/adam.h"
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/rule_solver.h"
@@ -74,6 +76,7 @@ class Job {
   }
 
   ReweightResult run() {
+    const auto began = std::chrono::steady_clock::now();
     if (options_.by == "sample") {
       simple_rows();
       rank_samples();
@@ -83,12 +86,14 @@ class Job {
       judge_labels();
     }
     stage("training with what was learned");
-    result_.rows.push_back(row("learned", "learned", {final_weights_, {}}, start_));
+    result_.rows.push_back(row("learned", "learned", {final_weights_, final_of_fold_}, start_));
     if (data_.truth.defined()) {
       const at::Tensor right = (data_.truth == data_.noisy.labels).to(trainer_.data().features.scalar_type());
       result_.rows.push_back(row("oracle", "oracle: wrong labels known", {right, {}}, start_));
     }
     finish();
+    result_.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    result_.cost.peak_bytes = std::max(peak_bytes_, meter_.peak_bytes());
     return std::move(result_);
   }
 
@@ -102,17 +107,22 @@ class Job {
     trainer.model = options_.model;
     trainer.outputs = classes_;
     trainer.seed = options_.seed;
+    trainer.poll = [this] { poll(); };
     return trainer;
   }
 
   at::Tensor shaped(const Dataset& data) const {
     if (options_.model.kind != "cnn") return data.features;
-    require(data.images(), "reweight: a cnn needs images, and these data are a table. Use --model linear or mlp.");
-    return data.features.view({data.size(), 1, data.height, data.width});
+    require(data_.noisy.images(), "reweight: a cnn needs images, and these data are none. Use --model linear or mlp.");
+    return data.features.view({data.size(), 1, data_.noisy.height, data_.noisy.width});
+  }
+
+  void poll() const {
+    if (watch_.interrupt && watch_.interrupt->load()) throw Interrupted();
   }
 
   void stage(const std::string& name) const {
-    if (watch_.interrupt && watch_.interrupt->load()) throw Interrupted();
+    poll();
     if (watch_.stage) watch_.stage(name);
   }
 
@@ -125,7 +135,7 @@ class Job {
     const at::Tensor group_of = at::empty({m_}, at::kLong).index_copy_(0, order, at::arange(m_).remainder(groups));
     for (int64_t g = 0; g < groups; ++g) groups_.push_back((group_of == g).nonzero().squeeze(1));
     for (int64_t k = 0; k < folds; ++k) folds_.push_back((group_of.remainder(folds) == k).nonzero().squeeze(1));
-    // A fit of a network costs as much as a whole row of a linear model: one held-back fold has to do.
+    // A fit of a network costs as much as a whole row of a linear model: one held-back fold has to do for the choice of a ridge.
     fold_count_ = convex() ? static_cast<int64_t>(folds_.size()) : 1;
   }
 
@@ -147,7 +157,8 @@ class Job {
     Score score;
     if (convex()) score.y = trainer_.fit(with_trusted(candidate.weights), ridge, start, kRough).y;
     int64_t held_back = 0;
-    for (int64_t k = 0; k < fold_count_; ++k) {
+    for (int64_t k = 0; k < static_cast<int64_t>(fold_starts.size()); ++k) {
+      poll();
       const at::Tensor& weights = candidate.of_fold.empty() ? candidate.weights : candidate.of_fold[k];
       const bool known = !candidate.of_fold.empty() && convex() && fold_starts[k].defined();
       const at::Tensor y = trainer_.fit(with_trusted(weights, k), ridge, known ? fold_starts[k] : score.y, kRough).y;
@@ -177,7 +188,6 @@ class Job {
         if (scores[next].loss < scores[best].loss) best = next;
       }
       if (best == here) break;
-      stage("");
     }
     const Trainer::Fit fit = trainer_.fit(with_trusted(candidate.weights), ridges_[best], scores[best].y, kFinal);
     ReweightRow out;
@@ -201,7 +211,7 @@ class Job {
     const at::Tensor& labels = data_.noisy.labels;
     ReweightRow trusted = row("trusted", "trusted only", {zeros(), {}}, {});
     const at::Tensor P = probabilities(trusted.y);
-    std::vector<at::Tensor> of_fold;
+    std::vector<at::Tensor>& of_fold = trusted_of_fold_;
     for (int64_t k = 0; k < fold_count_; ++k) {
       of_fold.push_back(probabilities(trainer_.fit(with_trusted(zeros(), k), trusted.ridge, {}, kRough).y));
     }
@@ -248,7 +258,7 @@ class Job {
 
   struct Learned {
     at::Tensor x;                     // [dx]
-    std::vector<at::Tensor> history;  // [G, dx] for each step
+    std::vector<at::Tensor> history;  // [G, dx] for each update of x
     at::Tensor y;
   };
 
@@ -282,13 +292,14 @@ class Job {
     implicit.precondition = convex();
     implicit.residual_warning = 0.5;  // a direction for x is wanted, not its last digits
     implicit.stationarity_warning = 1;
-    constexpr int64_t kProductRows = 3000;  // of a network; a product with all rows costs as much as a step of all rows
+    constexpr int64_t kProductRows = 2000;  // of a network; a product with all rows costs as much as a step of all rows
     const BatchPlan rows = convex() || n_ <= kProductRows
                                ? BatchPlan::full()
                                : BatchPlan::shuffled(n_, kProductRows, Stream(options_.seed, "rows of the products"));
     Learned learned;
+    std::vector<at::Tensor> found;  // by each call of the estimator, those too that a roll-back undoes
     const auto estimator = std::make_shared<GroupedImplicit>(std::make_unique<Implicit>(std::make_unique<Cg>(cg), implicit), groups,
-                                                             rows, learned.history);
+                                                             rows, found);
     std::shared_ptr<InnerSolver> solver;
     DoubleLoopOptions loop;
     if (convex()) {
@@ -314,15 +325,18 @@ class Job {
     watch.interrupt = watch_.interrupt;
     watch.record = [&](const Record& record, const std::vector<RollBack>&) {
       result_.records.push_back(record);
+      learned.history.push_back(found.back());
+      // A step meters itself, and hides what it holds from the meter around it.
+      peak_bytes_ = std::max(peak_bytes_, meter_.current_bytes() + record.cost.peak_bytes);
       if (watch_.record) watch_.record(record);
-      return record.step >= 2 && signal_share(learned.history.back()) < options_.signal ? Signal::kStop : Signal::kContinue;
+      return record.step >= 2 && signal_share(found.back()) < options_.signal ? Signal::kStop : Signal::kContinue;
     };
     const RunResult run = Driver(algorithm, driver).run(std::move(state), watch);
     if (run.outcome == Outcome::kInterrupted) throw Interrupted();
     require(run.outcome != Outcome::kDiverged, fmt::format("reweight: learning trust failed. {}", run.message));
     learned.x = run.state.tensor("x");
     learned.y = run.state.tensor("y");
-    learned.history.resize(std::min<size_t>(learned.history.size(), static_cast<size_t>(run.steps)));
+    learned.history.resize(static_cast<size_t>(run.steps));  // the last record describes the end, and moves x no more
     cost_ += oracle.cost();
     return learned;
   }
@@ -331,7 +345,7 @@ class Job {
     RuleSolverOptions rule;
     rule.lr = trainer_.options().lr;
     rule.batch = std::min(trainer_.options().batch, n_);
-    rule.steps = epochs * std::max<int64_t>(1, problem.inner_samples() / rule.batch);
+    rule.steps = epochs * std::max<int64_t>(20, problem.inner_samples() / rule.batch);
     rule.carry_state = true;
     return std::make_shared<RuleSolver>(std::make_unique<AdamRule>(AdamRuleOptions{}), rule,
                                         BatchPlan::shuffled(n_, rule.batch, Stream(options_.seed, "batches")));
@@ -362,13 +376,14 @@ class Job {
     const auto weights_of = [&](const at::Tensor& x) { return x.sigmoid().index_select(0, sources_); };
 
     Candidate candidate{weights_of(learned.x), {}};
-    for (int64_t k = 0; k < fold_count_; ++k) {
-      const at::Tensor without = (at::arange(G).remainder(static_cast<int64_t>(folds_.size())) != k).to(at::kDouble);
+    for (size_t k = 0; k < folds_.size(); ++k) {
+      const at::Tensor without = (at::arange(G).remainder(static_cast<int64_t>(folds_.size())) != static_cast<int64_t>(k)).to(at::kDouble);
       candidate.of_fold.push_back(weights_of(without.sum().item<double>() > 0 ? replay(learned, without) : learned.x));
     }
     stage("training with the learned weights of the sources");
     result_.rows.push_back(row("weights", "learned weights of the sources alone", candidate, start_));
     weights_ = candidate.weights;
+    judged_ = candidate;
     posterior_ridge_ = result_.rows.back().ridge;
 
     std::vector<at::Tensor> resampled;
@@ -380,15 +395,16 @@ class Job {
   }
 
   /// [C, n]: class probabilities of each noisy sample by a model that has not seen it, trained with these weights.
-  at::Tensor out_of_fold(const at::Tensor& weights, double ridge, int64_t folds) {
+  /// `without` ≥ 0: nor that fold of the trusted ones.
+  at::Tensor out_of_fold(const at::Tensor& weights, double ridge, int64_t folds, int64_t without = -1) {
     const at::NoGradGuard no_grad;
     const at::Tensor fold = Stream(options_.seed, "folds of the noisy").at(0).permutation(n_).remainder(folds);
     at::Tensor P = at::empty({classes_, n_}, weights.options());
     at::Tensor y = start_;
     for (int64_t k = 0; k < folds; ++k) {
-      stage("");
+      poll();
       const at::Tensor held_back = fold == k;
-      y = trainer_.fit(with_trusted(weights.masked_fill(held_back, 0)), ridge, convex() ? y : at::Tensor{}, kRough).y;
+      y = trainer_.fit(with_trusted(weights.masked_fill(held_back, 0), without), ridge, convex() ? y : at::Tensor{}, kRough).y;
       const at::Tensor rows = held_back.nonzero().squeeze(1);
       P.index_copy_(1, rows, trainer_.logits(y, noisy_features_.index_select(0, rows)).softmax(0));
     }
@@ -412,10 +428,15 @@ class Job {
   }
 
   void take_posterior(const LabelPosterior& posterior) {
-    // A linear model takes the posterior itself; a network memorises whatever has any weight.
-    final_weights_ = convex() ? posterior.correct : posterior.correct.gt(0.5).to(posterior.correct.scalar_type());
+    final_weights_ = weights_of(posterior);
     result_.suggested = posterior.classes.argmax(0);
-    error_rate_ = 1 - per_source(posterior.correct) / per_source(ones());
+    const at::Tensor samples = per_source(ones());
+    error_rate_ = (samples - per_source(posterior.correct)) / samples.clamp_min(1);
+  }
+
+  /// A linear model takes the posterior itself; a network memorises whatever has any weight.
+  at::Tensor weights_of(const LabelPosterior& posterior) const {
+    return convex() ? posterior.correct : posterior.correct.gt(0.5).to(posterior.correct.scalar_type());
   }
 
   /// --by sample: three rankings, and what they say together.
@@ -447,24 +468,42 @@ class Job {
     result_.suspicion = (ranks(-posterior.correct) + ranks(-of_labels(P, labels))) / (2.0 * static_cast<double>(n_));
     result_.rankings["combined"] = result_.suspicion;
     spread_ = at::zeros({source_count_});
+
+    // The same in short without each fold of the trusted samples: what the posterior has learned from them does not vouch for them.
+    for (int64_t k = 0; k < fold_count_; ++k) {
+      const at::Tensor doubt = 1 - of_labels(trusted_of_fold_[k], labels);
+      const at::Tensor half = doubt.le(doubt.median()).to(weights.scalar_type());
+      final_of_fold_.push_back(weights_of(label_posterior(out_of_fold(half, ridge, 2, k), labels, sources_, source_count_)));
+    }
+  }
+
+  /// How a row does on all folds of the trusted samples.
+  Score held_back(const std::string& slug, const Candidate& candidate) {
+    const ReweightRow& row = result_.row(slug);
+    if (fold_count_ == static_cast<int64_t>(folds_.size())) return {row.held_back_loss, row.held_back_accuracy, {}};
+    std::vector<at::Tensor> fold_starts(folds_.size());
+    return score(candidate, row.ridge, {}, fold_starts);
   }
 
   void finish() {
-    const ReweightRow& trusted = result_.row("trusted");
-    const ReweightRow& judged = result_.row(options_.by == "sample" ? "learned" : "weights");
-    const bool better = judged.held_back_accuracy > trusted.held_back_accuracy ||
-                        (judged.held_back_accuracy == trusted.held_back_accuracy && judged.held_back_loss < trusted.held_back_loss);
+    if (!convex()) stage("comparing with the trusted samples alone");
+    // The learned row's labels were judged with all the trusted samples; the weights of the sources alone were not, in each fold.
+    Score trusted = held_back("trusted", {zeros(), {}});
+    Score judged = options_.by == "sample" ? held_back("learned", {final_weights_, {}}) : held_back("weights", judged_);
+    const bool better = judged.accuracy > trusted.accuracy || (judged.accuracy == trusted.accuracy && judged.loss < trusted.loss);
     result_.recommended = better ? "learned" : "trusted";
     if (!better) {
       result_.warning = fmt::format(
           "Learning from the doubtful labels does not beat the trusted samples alone: {:.1f} % against {:.1f} % right on trusted "
           "samples that were held back. The model of the trusted samples is the one to use, and the one that was saved.",
-          100 * judged.held_back_accuracy, 100 * trusted.held_back_accuracy);
+          100 * judged.accuracy, 100 * trusted.accuracy);
     }
 
     const at::Tensor all = with_trusted(final_weights_);
     result_.weights = final_weights_ / all.mean();
-    const at::Tensor samples = per_source(ones());
+    result_.trusted_weight = 1 / all.mean().item<double>();
+    // Trusted samples that were drawn from the data may have been the last of their source.
+    const at::Tensor counts = per_source(ones()), samples = counts.clamp_min(1);
     const at::Tensor mean_weight = per_source(result_.weights) / samples;
     at::Tensor true_error;
     if (data_.truth.defined()) {
@@ -479,7 +518,7 @@ class Job {
     for (int64_t s = 0; s < source_count_; ++s) {
       SourceTrust source;
       source.name = data_.noisy.source_names.empty() ? "all" : data_.noisy.source_names[s];
-      source.samples = samples[s].item<int64_t>();
+      source.samples = counts[s].item<int64_t>();
       source.weight = trust[s].item<double>();
       source.spread = spread_[s].item<double>();
       source.final_weight = mean_weight[s].item<double>();
@@ -492,6 +531,7 @@ class Job {
     result_.cost = cost_;
   }
 
+  const MemoryMeter meter_;  // first, so that it meters what the other members hold
   const ReweightData& data_;
   const ReweightOptions& options_;
   const ReweightWatch& watch_;
@@ -507,10 +547,14 @@ class Job {
   ReweightResult result_;
   at::Tensor start_;                        // where linear fits begin
   at::Tensor trusted_probability_;          // [n], of the given label
+  std::vector<at::Tensor> trusted_of_fold_; // [C, n] each: class probabilities by the trusted samples without the fold
   at::Tensor weights_, final_weights_;      // [n]
+  std::vector<at::Tensor> final_of_fold_;   // [n] each; empty: final_weights_ for all
+  Candidate judged_;                        // what the trusted samples alone are compared with
   at::Tensor spread_, error_rate_;          // [S]
   double posterior_ridge_ = 0;
   Cost cost_;
+  int64_t peak_bytes_ = 0;
 };
 
 std::vector<LabelRequest> Job::requests(int64_t count) {
@@ -593,6 +637,9 @@ ReweightResult reweight(const ReweightData& data, const ReweightOptions& options
                       data.trusted.features.defined() ? data.trusted.size() : 0));
   require(data.trusted.dimension() == data.noisy.dimension(),
           fmt::format("reweight: the trusted samples have {} features, the others {}.", data.trusted.dimension(), data.noisy.dimension()));
+  const at::Tensor first = data.noisy.labels.select(0, 0);
+  require(data.noisy.labels.ne(first).any().item<bool>() || data.trusted.labels.ne(first).any().item<bool>(),
+          "reweight: all labels are of one class, so there is nothing to learn. Does the label column hold the labels?");
   require(options.by == "sample" || data.noisy.sources.defined(),
           "reweight: by = \"source\" needs the source of each sample. Name its column with --source, or use --by sample.");
   return Job(data, options, watch).run();

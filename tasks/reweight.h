@@ -15,7 +15,7 @@ namespace bilevel {
 
 /// Which samples' labels to believe, learned from a few trusted ones.
 struct ReweightOptions {
-  ModelOptions model;                 // linear: softmax regression
+  ModelOptions model = small();       // linear: softmax regression
   std::string by = "source";          // what has a weight of its own while trust is learned: "source" | "sample"
   int64_t steps = 10;                 // of x; the ranking of the sources is best after about ten, later steps only sharpen it
   double lr = 0.3;                    // of x, by Adam with one second moment for all of x
@@ -31,6 +31,15 @@ struct ReweightOptions {
   uint64_t seed = 0;
 
   std::vector<std::string> violations() const;
+
+ private:
+  /// A cnn is trained some thirty times: one that takes seconds will do.
+  static ModelOptions small() {
+    ModelOptions model;
+    model.channels = {8, 16};
+    model.activation = "relu";
+    return model;
+  }
 };
 /// Reads [reweight] and, for the model, [problem].
 void read(Section& section, ReweightOptions& options);
@@ -40,6 +49,7 @@ struct ReweightData {
   Dataset trusted;      // labels that the user vouches for
   Dataset test;         // only reported; features undefined: none
   at::Tensor truth;     // int64 [n], of the noisy samples, where they were simulated; used for figures only
+  at::Tensor rows;      // int64 [n]: which rows of what the user gave the noisy samples are; undefined: 0 … n − 1
 };
 
 /// One way to use the data.
@@ -60,7 +70,7 @@ struct SourceTrust {
   double weight = 0;        // σ(x), the learned trust
   double spread = 0;        // its standard deviation over resamples of the trusted set
   double final_weight = 0;  // mean weight of its samples in the final fit
-  double error_rate = 0;    // estimated
+  double error_rate = 0;    // estimated; 0 where the source has no samples
   std::optional<double> true_error_rate;
 };
 
@@ -69,7 +79,8 @@ struct ReweightResult {
   std::vector<SourceTrust> sources;
   at::Tensor x;               // learned
   at::Tensor weights;         // [n], of the noisy samples in the final fit, mean 1 over all samples
-  at::Tensor suspicion;       // [n], in 0…1: that the given label is wrong
+  double trusted_weight = 1;  // of each trusted sample in the same fit
+  at::Tensor suspicion;       // [n], in 0…1: the probability that the given label is wrong; by sample a rank, 1 the most doubted
   at::Tensor suggested;       // int64 [n]
   std::map<std::string, at::Tensor> rankings;  // [n] each, larger: more suspicious; what `suspicion` was made from, by sample
   std::optional<double> rank_correlation;      // of trust with the true accuracy of the sources (Spearman)

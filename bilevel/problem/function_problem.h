@@ -1,0 +1,41 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+#include "bilevel/problem/problem.h"
+
+namespace bilevel {
+
+struct FunctionProblemOptions {
+  using Loss = std::function<at::Tensor(const at::Tensor& x, const at::Tensor& y)>;
+  Loss inner_loss;                                 // g, a scalar built by differentiable operations
+  Loss outer_loss;                                 // f
+  at::Tensor x0;                                   // [dx], where the outer variables start
+  at::Tensor y0;                                   // [dy], where the inner solve starts; of x0's dtype and device
+  Layout outer_layout = {};                        // names of the parts of x; empty: one part "x"
+  Layout inner_layout = {};                        // names of the parts of y; empty: one part "y"
+  std::vector<Constraint> outer_constraints = {};  // one for each part of x, or none at all
+};
+
+/// A problem given by two functions of (x, y): the shortest way to state one. Whoever wants minibatches, several inner problems
+/// or more than losses derives from Problem instead.
+class FunctionProblem final : public Problem {
+ public:
+  /// Throws Error where a function is missing, or where x0, y0 and the layouts do not fit each other.
+  explicit FunctionProblem(FunctionProblemOptions options);
+
+  const Layout& outer_layout() const override { return options_.outer_layout; }
+  const Layout& inner_layout() const override { return options_.inner_layout; }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor initial_outer() const override { return options_.x0; }
+  at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const override;
+  std::vector<Constraint> outer_constraints() const override { return options_.outer_constraints; }
+
+ private:
+  FunctionProblemOptions options_;
+};
+
+}  // namespace bilevel

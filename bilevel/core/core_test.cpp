@@ -5,7 +5,6 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
 #include "bilevel/core/layout.h"
-#include "bilevel/core/memory_meter.h"
 #include "bilevel/core/stream.h"
 
 namespace bilevel {
@@ -74,14 +73,6 @@ TEST(SeedGuard, GivesTheGeneratorItsStateBack) {
   }
   EXPECT_TRUE(at::equal(at::randn({8}), expected));
   EXPECT_FALSE(at::equal(inside, expected));
-}
-
-TEST(MemoryMeter, MetersTensors) {
-  const MemoryMeter meter;
-  at::Tensor kept = at::zeros({1000}, at::kDouble);
-  { const at::Tensor passing = at::zeros({5000}, at::kDouble); }
-  EXPECT_NEAR(static_cast<double>(meter.current_bytes()), 8000, 200);
-  EXPECT_NEAR(static_cast<double>(meter.peak_bytes()), 48000, 400);
 }
 
 TEST(Suggestion, FindsTheNearestName) {

@@ -1,5 +1,5 @@
 # Small libraries from Debian packages; BILEVEL_DEPS is where `make setup` unpacks them when it may not install.
-set(BILEVEL_DEPS "${CMAKE_SOURCE_DIR}/build/deps/usr" CACHE PATH "prefix of unpacked Debian packages")
+set(BILEVEL_DEPS "${PROJECT_SOURCE_DIR}/build/deps/usr" CACHE PATH "prefix of unpacked Debian packages")
 list(APPEND CMAKE_PREFIX_PATH "${BILEVEL_DEPS}")
 set(CMAKE_LIBRARY_ARCHITECTURE_HINT "${BILEVEL_DEPS}/lib/${CMAKE_LIBRARY_ARCHITECTURE}")
 

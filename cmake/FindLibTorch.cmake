@@ -17,6 +17,13 @@ if(NOT LibTorch_ROOT)
   endif()
 endif()
 
+# Another folder than last time: what was found in that one is not to be kept.
+if(NOT LibTorch_ROOT STREQUAL "${LibTorch_FOUND_IN}")
+  foreach(_name INCLUDE_DIR CPU_LIBRARY C10_LIBRARY CUDA_LIBRARY C10_CUDA_LIBRARY)
+    unset(LibTorch_${_name} CACHE)
+  endforeach()
+  set(LibTorch_FOUND_IN "${LibTorch_ROOT}" CACHE INTERNAL "folder in which LibTorch was looked for")
+endif()
 find_path(LibTorch_INCLUDE_DIR ATen/ATen.h HINTS "${LibTorch_ROOT}/include" NO_DEFAULT_PATH)
 find_library(LibTorch_CPU_LIBRARY torch_cpu HINTS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
 find_library(LibTorch_C10_LIBRARY c10 HINTS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
@@ -24,6 +31,7 @@ find_library(LibTorch_CUDA_LIBRARY torch_cuda HINTS "${LibTorch_ROOT}/lib" NO_DE
 find_library(LibTorch_C10_CUDA_LIBRARY c10_cuda HINTS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
 
 if(EXISTS "${LibTorch_ROOT}/version.py")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${LibTorch_ROOT}/version.py")  # asked again after an upgrade
   file(STRINGS "${LibTorch_ROOT}/version.py" _version REGEX "^__version__ *=")
   string(REGEX MATCH "[0-9]+\\.[0-9]+(\\.[0-9]+)?" LibTorch_VERSION "${_version}")
 endif()
@@ -32,7 +40,7 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorch
   REQUIRED_VARS LibTorch_INCLUDE_DIR LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_VERSION
   VERSION_VAR LibTorch_VERSION
-  REASON_FAILURE_MESSAGE "No torch wheel was found: `make setup` installs one, or pass -DLibTorch_ROOT=<folder of torch>.")
+  REASON_FAILURE_MESSAGE "No torch wheel was found: `make setup` in bilevel's sources installs one. Or pass -DLibTorch_ROOT=<folder of torch>.")
 
 if(LibTorch_FOUND)
   string(REGEX MATCH "^[0-9]+\\.[0-9]+" _minor "${LibTorch_VERSION}")

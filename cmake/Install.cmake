@@ -1,15 +1,24 @@
-# An installed tree: headers, one static library per folder, the command, and a CMake package.
+# An installed tree: the engine's headers, one static library per folder, the command, and a CMake package.
 include(CMakePackageConfigHelpers)
 
-get_property(_folders GLOBAL PROPERTY BILEVEL_FOLDERS)
 set(_package ${CMAKE_INSTALL_LIBDIR}/cmake/bilevel)
-install(TARGETS bilevel bilevel_flags ${_folders} EXPORT bilevelTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(DIRECTORY bilevel tasks DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+get_property(_folders GLOBAL PROPERTY BILEVEL_FOLDERS)
+list(REMOVE_ITEM _folders bilevel_tasks)  # workloads for the command; their code is inside it
+foreach(_folder IN LISTS _folders)
+  string(REGEX REPLACE "^bilevel_" "" _name ${_folder})
+  set_target_properties(${_folder} PROPERTIES EXPORT_NAME ${_name})
+  target_compile_features(${_folder} PUBLIC cxx_std_20)
+endforeach()
+
+install(TARGETS bilevel ${_folders} EXPORT bilevelTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY bilevel DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+        FILES_MATCHING PATTERN "*.h" PATTERN "*_test.h" EXCLUDE PATTERN "*_for_tests.h" EXCLUDE PATTERN "test_*.h" EXCLUDE)
 install(EXPORT bilevelTargets NAMESPACE bilevel:: DESTINATION ${_package})
 configure_package_config_file(cmake/bilevelConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfig.cmake INSTALL_DESTINATION ${_package})
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/bilevelConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfigVersion.cmake
               cmake/FindLibTorch.cmake DESTINATION ${_package})
 if(TARGET bilevel_cli)
+  set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "${LibTorch_ROOT}/lib")
   install(TARGETS bilevel_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()

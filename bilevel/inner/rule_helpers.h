@@ -1,5 +1,5 @@
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <string>
@@ -14,7 +14,7 @@ inline bool contains(const std::vector<std::string>& names, std::string_view nam
 
 /// The cotangent of a hyperparameter h in h ⊙ a, given a and that of the product: summed where h is a scalar.
 inline at::Tensor hyperparameter_bar(const at::Tensor& h, const at::Tensor& a, const at::Tensor& bar) {
-  return h.dim() == 0 ? at::dot(a, bar) : a * bar;
+  return h.dim() == 0 ? a.dot(bar) : a.mul(bar);
 }
 
 }  // namespace bilevel

@@ -1,3 +1,4 @@
+#include <filesystem>
 #include <memory>
 
 #include <ATen/ATen.h>
@@ -38,13 +39,14 @@ CsvTable predictions_table(const Prediction& prediction, const TrainedModel& mod
 
 void add_predict(CLI::App& app, Action& action) {
   struct Arguments {
-    std::string model, data, label, out;
+    std::string model, data, label, y, out;
   };
   auto a = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("predict", "Apply a trained model to new rows.");
   command->add_option("model", a->model, "model.safetensors of a run")->required()->type_name("MODEL");
   command->add_option("--data", a->data, "the rows, in the form of the training data")->required()->type_name("FILE");
   command->add_option("--label", a->label, "label column, where the rows have one: its accuracy is reported")->type_name("COLUMN");
+  command->add_option("--y", a->y, "labels of arrays, likewise: .npy or IDX")->type_name("FILE");
   command->add_option("--out", a->out, "a .csv file; standard output unless given")->type_name("FILE");
   command->footer("Example:\n  bilevel predict runs/trust/model.safetensors --data new.csv --out predictions.csv");
   command->callback([a, &action] {
@@ -53,6 +55,12 @@ void add_predict(CLI::App& app, Action& action) {
       DataSpec spec;
       spec.x = a->data;
       spec.label = a->label;
+      spec.y = a->y;
+      for (const std::string* input : {&a->model, &a->data, &a->y}) {
+        std::error_code none;
+        require(a->out.empty() || !std::filesystem::equivalent(a->out, *input, none),
+                fmt::format("predict: --out {} would overwrite what is read; name another file.", a->out));
+      }
       const Dataset rows = load_dataset(spec, &model.encoding);
       for (const std::string& note : rows.notes) fmt::print(stderr, "{}\n", note);
       const Prediction prediction = model.predict(rows.features);

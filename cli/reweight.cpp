@@ -1,6 +1,8 @@
+#include <filesystem>
 #include <memory>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -14,8 +16,7 @@ namespace bilevel::cli {
 namespace {
 
 struct Arguments {
-  std::string data, label, source, trusted, test, y;
-  double trusted_fraction = 0;
+  std::string data, label, source, y, trusted, trusted_y, test, test_y, trusted_fraction;
   std::string by, model, seeds, seed, threads, simulate, builtin, out;
   std::vector<std::string> sets;
   bool json = false;
@@ -28,6 +29,13 @@ std::string quoted(const std::string& text) {
     out += c;
   }
   return out + "\"";
+}
+
+/// `runs/a/` and `runs/a` are the same directory.
+std::string beside(const std::string& directory, const std::string& suffix) {
+  std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return path.string() + suffix;
 }
 
 /// The configuration that the command line stands for.
@@ -49,15 +57,18 @@ Config configuration(const Arguments& a) {
     text("data.noisy.label", a.label);
     text("data.noisy.y", a.y);
     text("data.noisy.source", a.source);
-    for (const auto& [key, file] : {std::pair("data.trusted", &a.trusted), std::pair("data.test", &a.test)}) {
-      if (file->empty()) continue;
-      text(std::string(key) + ".x", *file);
-      text(std::string(key) + ".label", a.label);
-    }
-    if (a.trusted_fraction != 0) set("data.trusted_fraction", fmt::format("{}", a.trusted_fraction));
+    const auto more = [&](const std::string& key, const std::string& x, const std::string& y) {
+      text(key + ".x", x);
+      if (!x.empty()) text(key + ".label", a.label);
+      text(key + ".y", y);
+    };
+    more("data.trusted", a.trusted, a.trusted_y);
+    more("data.test", a.test, a.test_y);
+    set("data.trusted_fraction", a.trusted_fraction);
+    require(a.simulate.empty() && a.builtin.empty(), "reweight: --simulate and --builtin belong to the demonstration, which runs without --data.");
   } else {
-    require(a.trusted.empty() && a.trusted_fraction == 0 && a.test.empty() && a.label.empty() && a.source.empty() && a.y.empty(),
-            "reweight: --label, --source, --trusted and --test belong to --data, which is missing. Without any of them the demonstration runs.");
+    require((a.label + a.source + a.y + a.trusted + a.trusted_y + a.trusted_fraction + a.test + a.test_y).empty(),
+            "reweight: --label, --source, --y, --trusted and --test belong to --data, which is missing. Without any of them the demonstration runs.");
     text("data.simulate", a.simulate);
     text("data.builtin", a.builtin);
   }
@@ -74,16 +85,22 @@ int reweight(Config config, std::string out, bool json) {
   const ReweightJob job(std::move(config));
   for (const std::string& note : job.notes()) front.notice(note);
   if (!job.has_trusted()) {
-    const std::string path = out + ".to_label.csv";
-    fmt::print(stderr, "{}\n", request_labels(job, path));
+    const std::string path = beside(out, ".to_label.csv");
+    if (const auto parent = std::filesystem::path(path).parent_path(); !parent.empty()) {
+      std::error_code none;  // write_csv says what is wrong
+      std::filesystem::create_directories(parent, none);
+    }
+    const LabelFile file = request_labels(job, path);
+    if (json) fmt::print("{}\n", nlohmann::ordered_json{{"status", "BAD"}, {"message", file.message}, {"rows_to_label", file.rows}, {"file", path}}.dump(2));
+    fmt::print(stderr, "{}\n", file.message);
     return 1;
   }
   try {
     const Report report = run_reweight(job, out, front);
     if (json) {
-      fmt::print("{}", read_file(out + "/summary.json"));
+      fmt::print("{}", read_file(beside(out, "/summary.json")));
     } else {
-      fmt::print("{}\nThe whole report: {}/report.html\n", render_terminal(report, terminal_width(), color_on_stdout()), out);
+      fmt::print("{}\nThe whole report: {}\n", render_terminal(report, terminal_width(), color_on_stdout()), beside(out, "/report.html"));
     }
   } catch (const Interrupted&) {
     fmt::print(stderr, "Interrupted; nothing was written. The job takes the same way again when it is started again.\n");
@@ -102,9 +119,11 @@ void add_reweight(CLI::App& app, Action& action) {
   command->add_option("--source", a->source, "source column of a .csv, or a .npy file of source numbers")->type_name("COLUMN");
   command->add_option("--y", a->y, "labels of arrays: .npy or IDX")->type_name("FILE");
   command->add_option("--trusted", a->trusted, "samples whose labels you vouch for, in the same form")->type_name("FILE");
+  command->add_option("--trusted-y", a->trusted_y, "their labels, of arrays")->type_name("FILE");
   command->add_option("--trusted-fraction", a->trusted_fraction, "or: the random part of all rows whose labels you vouch for")
       ->type_name("P");
   command->add_option("--test", a->test, "samples to report accuracy on")->type_name("FILE");
+  command->add_option("--test-y", a->test_y, "their labels, of arrays")->type_name("FILE");
   command->add_option("--by", a->by, "what has a weight of its own")->check(CLI::IsMember({"source", "sample"}));
   command->add_option("--model", a->model, "model")->check(CLI::IsMember({"linear", "mlp", "cnn"}));
   command->add_option("--seeds", a->seeds, "repeat with so many seeds; the table shows mean ± standard error")->type_name("N");

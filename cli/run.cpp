@@ -1,3 +1,7 @@
+#include <filesystem>
+
+#include <fmt/format.h>
+
 #include "cli/commands.h"
 #include "tasks/reweight_job.h"
 
@@ -34,7 +38,15 @@ void add_resume(CLI::App& app, Action& action) {
   command->add_option("directory", *directory, "the run's directory")->required()->type_name("DIR");
   command->footer("Example:\n  bilevel resume runs/ridge");
   command->callback([directory, &action] {
-    action = [directory] { return conclude(resume_experiment(*directory, terminal_front()), *directory); };
+    action = [directory] {
+      const std::string config = *directory + "/config.toml";
+      if (std::filesystem::exists(config) && ReweightJob::describes(Config::load(config))) {
+        // This job writes its directory when it is done, and not before.
+        fmt::print(stderr, "The job in {} has ended already; nothing is left to do.\n", *directory);
+        return 0;
+      }
+      return conclude(resume_experiment(*directory, terminal_front()), *directory);
+    };
   });
 }
 

@@ -52,6 +52,9 @@ struct ReweightData {
   at::Tensor rows;      // int64 [n]: which rows of what the user gave the noisy samples are; undefined: 0 … n − 1
 };
 
+/// Fewer trusted samples than this tell nothing.
+inline constexpr int64_t kFewestTrusted = 10;
+
 /// One way to use the data.
 struct ReweightRow {
   std::string slug, title;

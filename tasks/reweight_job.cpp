@@ -1,7 +1,10 @@
 #include "tasks/reweight_job.h"
 
+#include <unistd.h>
+
 #include <cmath>
-#include <set>
+#include <filesystem>
+#include <stdexcept>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -19,6 +22,7 @@
 namespace bilevel {
 namespace {
 
+namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 DataSpec read_spec(Section& data, const std::string& key) {
@@ -39,47 +43,90 @@ CsvTable sources_table(const ReweightResult& result) {
   return table;
 }
 
-/// The input with weight, suspicion and suggested label of each row; trusted rows keep weight 1 and their label.
+/// The input with weight, suspicion and suggested label of each row, in the order of the input; the trusted ones keep their label.
 CsvTable cleaned_table(const ReweightJob& job, const ReweightData& data, const ReweightResult& result) {
-  const at::Tensor rows = job.noisy_rows(job.seed());
-  const auto& classes = data.noisy.class_names;
-  const int64_t n = job.is_table() ? static_cast<int64_t>(job.table().rows.size()) : rows.max().item<int64_t>() + 1;
-  std::vector<int64_t> sample_of(static_cast<size_t>(n), -1);
-  for (int64_t i = 0; i < rows.size(0); ++i) sample_of[static_cast<size_t>(rows[i].item<int64_t>())] = i;
+  const Dataset& given = job.given();
+  std::vector<int64_t> sample_of(static_cast<size_t>(given.size()), -1);
+  for (int64_t i = 0; i < data.rows.size(0); ++i) sample_of[static_cast<size_t>(data.rows[i].item<int64_t>())] = i;
+  const auto class_name = [&](const at::Tensor& labels, int64_t i) {
+    return data.noisy.class_names[static_cast<size_t>(labels[i].item<int64_t>())];
+  };
 
   CsvTable table;
   if (job.is_table()) {
     table = job.table();
   } else {
     table.columns = {"row", "source", "label"};
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t k = sample_of[static_cast<size_t>(i)];
-      if (k < 0) continue;
-      const auto label = static_cast<size_t>(data.noisy.labels[k].item<int64_t>());
-      const std::string source = data.noisy.sources.defined() ? data.noisy.source_names[data.noisy.sources[k].item<int64_t>()] : "";
-      table.rows.push_back({std::to_string(i), source, classes[label]});
-    }
   }
-  std::string names[] = {"weight", "suspicion", "suggested_label"};
-  for (std::string& name : names) {
+  for (std::string name : {"weight", "suspicion", "suggested_label"}) {
     while (table.has(name)) name += "_";
     table.columns.push_back(name);
   }
-  size_t written = 0;
-  for (int64_t i = 0; i < n; ++i) {
+  std::vector<std::vector<std::string>> rows;
+  for (int64_t i = 0; i < given.size(); ++i) {
     const int64_t k = sample_of[static_cast<size_t>(i)];
-    if (k < 0 && !job.is_table()) continue;
-    auto& row = table.rows[written++];
-    if (k < 0) {
-      row.insert(row.end(), {"", "0", ""});  // one of the trusted
-      continue;
+    if (k < 0 && job.simulated()) continue;  // the demonstration does not use all images
+    std::vector<std::string> row;
+    if (job.is_table()) {
+      row = table.rows[static_cast<size_t>(i)];
+    } else {
+      const Dataset& from = k < 0 ? given : data.noisy;
+      const int64_t j = k < 0 ? i : k;
+      const std::string source = from.sources.defined() ? from.source_names[static_cast<size_t>(from.sources[j].item<int64_t>())] : "";
+      row = {std::to_string(i), source, class_name(from.labels, j)};
     }
-    row.push_back(format_fixed(result.weights[k].item<double>(), 6));
-    row.push_back(format_fixed(result.suspicion[k].item<double>(), 6));
-    row.push_back(classes[static_cast<size_t>(result.suggested[k].item<int64_t>())]);
+    const double weight = k < 0 ? result.trusted_weight : result.weights[k].item<double>();
+    const double suspicion = k < 0 ? 0 : result.suspicion[k].item<double>();
+    row.push_back(format_fixed(weight, 6));
+    row.push_back(format_fixed(suspicion, 6));
+    row.push_back(k < 0 ? class_name(given.labels, i) : class_name(result.suggested, k));
+    rows.push_back(std::move(row));
   }
+  table.rows = std::move(rows);
   return table;
 }
+
+/// Where the results are put together before they appear: a name of this process, so that nobody else's files are touched.
+class Staging {
+ public:
+  explicit Staging(const std::string& out) : final_(fs::absolute(out).lexically_normal()) {
+    if (!final_.has_filename()) final_ = final_.parent_path();
+    // A directory that is there already may be a mount point, which cannot be replaced: then its files are moved into it.
+    into_ = fs::exists(final_);
+    path_ = into_ ? final_ / name() : final_.parent_path() / name();
+    probe();
+  }
+  ~Staging() {
+    std::error_code none;
+    fs::remove_all(path_, none);
+  }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  std::string path() const { return path_.string(); }
+
+  void publish() {
+    if (!into_) return fs::rename(path_, final_);
+    for (const auto& entry : fs::directory_iterator(path_)) fs::rename(entry.path(), final_ / entry.path().filename());
+  }
+
+ private:
+  std::string name() const { return fmt::format(".{}.{}.partial", final_.filename().string(), getpid()); }
+
+  /// Throws Error where no directory can be made, before the work and not after it.
+  void probe() const {
+    fs::path there = path_.parent_path();
+    while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
+    std::error_code error;
+    const fs::path probe = there / name();
+    fs::create_directory(probe, error);
+    if (error) throw Error(fmt::format("Cannot make the directory {}: {}.", final_.string(), error.message()));
+    fs::remove(probe, error);
+  }
+
+  fs::path final_, path_;
+  bool into_ = false;
+};
 
 Json table_json(const std::vector<TableRow>& rows) {
   Json json = Json::array();
@@ -93,6 +140,60 @@ Json table_json(const std::vector<TableRow>& rows) {
     json.push_back(std::move(one));
   }
   return json;
+}
+
+/// Everything that the job leaves behind, into a directory that is not there yet.
+void write_results(const ReweightJob& job, const ReweightData& first, const std::vector<ReweightResult>& results,
+                   const std::vector<TableRow>& rows, const Report& report, const std::string& out) {
+  const ReweightResult& result = results.front();
+  const ReweightRow& chosen = result.row(result.recommended);
+  const std::vector<int64_t> shape = job.options().model.kind == "cnn" ? std::vector<int64_t>{1, first.noisy.height, first.noisy.width}
+                                                                       : std::vector<int64_t>{first.noisy.dimension()};
+  TrainedModel model;
+  model.model = job.options().model;
+  model.sample_shape = shape;
+  model.outputs = std::max(first.noisy.classes(), first.trusted.classes());
+  model.weights = chosen.y;
+  model.encoding = job.encoding();
+
+  Layout x_layout;
+  x_layout.add(job.options().by == "sample" ? "sample_weight" : "source_weight", {result.x.size(0)});
+  RunDirectory directory = RunDirectory::create(out, job.text());
+  directory.write_layout(x_layout, make_model(model.model, shape, model.outputs)->layout());
+  for (const Record& record : result.records) directory.append(record, {});
+  RunResult run;
+  run.outcome = Outcome::kDone;
+  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples." : result.warning;
+  run.worst = result.warning.empty() ? Grade::kOk : Grade::kWarn;
+  run.state.set("x", result.x);
+  run.state.set("y", chosen.y);
+  run.last = result.records.back();
+  run.steps = result.records.back().step;
+  run.cost = result.cost;
+  directory.finish(run, "double-loop");
+
+  Json summary = Json::parse(read_file(directory.file("summary.json")));
+  summary["recommended"] = result.recommended;
+  summary["warning"] = result.warning.empty() ? Json(nullptr) : Json(result.warning);
+  summary["seeds"] = job.seeds();
+  summary["measured_on"] = first.test.features.defined() ? "test" : "held-back trusted samples";
+  summary["table"] = table_json(rows);
+  Json correlations = Json::array();
+  double sum = 0;
+  for (const ReweightResult& one : results) {
+    if (!one.rank_correlation) continue;
+    correlations.push_back(*one.rank_correlation);
+    sum += *one.rank_correlation;
+  }
+  summary["rank_correlation"] = correlations.empty() ? Json(nullptr) : Json(sum / static_cast<double>(correlations.size()));
+  summary["rank_correlations"] = correlations;
+  summary["auc"] = result.auc;
+  write_file(directory.file("summary.json"), summary.dump(2) + "\n");
+
+  write_csv(sources_table(result), directory.file("sources.csv"));
+  write_csv(cleaned_table(job, first, result), directory.file("cleaned.csv"));
+  save_model(model, directory.file("model.safetensors"));
+  write_file(directory.file("report.html"), render_html(report));
 }
 
 }  // namespace
@@ -176,16 +277,25 @@ void ReweightJob::read_files(Section& data) {
     if (!(trusted_fraction_ > 0 && trusted_fraction_ < 1)) data.fail("trusted_fraction", "it must lie between 0 and 1.");
   }
   noisy_ = load_dataset(noisy_spec_, nullptr, &encoding_);
-  if (!noisy_.labels.defined()) data.fail("noisy", "the labels are missing: name their column with label, or their file with y.");
+  if (options_.by == "source" && !noisy_.sources.defined()) {
+    data.fail("noisy", "which source each sample comes from is not said: name its column or file with source (--source), or weigh the samples one by one (--by sample).");
+  }
   if (bilevel::is_table(noisy_spec_)) table_ = load_table(noisy_spec_);
   if (has_file) trusted_ = load_dataset(read_spec(data, "trusted"), &encoding_);
-  if (has_file && !trusted_.labels.defined()) data.fail("trusted", "the labels are missing: name their column with label, or their file with y.");
   if (data.has("test")) test_ = load_dataset(read_spec(data, "test"), &encoding_);
   for (const Dataset* one : {&noisy_, &trusted_, &test_}) notes_.insert(notes_.end(), one->notes.begin(), one->notes.end());
-  if (options_.by == "source" && !noisy_.sources.defined()) {
-    data.fail("noisy", "which source each sample comes from is not said: name its column with source, or use by = \"sample\".");
+  const int64_t trusted = has_file ? trusted_.size() : trusted_count();
+  if ((has_file || trusted_fraction_ > 0) && trusted < kFewestTrusted) {
+    data.fail(has_file ? "trusted" : "trusted_fraction",
+              fmt::format("{} trusted samples are too few: {} are the least that can tell anything, and a few dozen for each class are good.",
+                          trusted, kFewestTrusted));
+  }
+  if (trusted_fraction_ > 0 && noisy_.size() - trusted < kFewestTrusted) {
+    data.fail("trusted_fraction", fmt::format("{} of the {} rows would be trusted, and nothing is left to learn about.", trusted, noisy_.size()));
   }
 }
+
+int64_t ReweightJob::trusted_count() const { return static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(noisy_.size()))); }
 
 bool ReweightJob::has_trusted() const { return !simulate_.empty() || trusted_fraction_ > 0 || trusted_.features.defined(); }
 bool ReweightJob::is_table() const { return !table_.rows.empty(); }
@@ -194,24 +304,24 @@ at::Tensor ReweightJob::noisy_rows(uint64_t seed) const {
   const int64_t n = noisy_.size();
   if (!simulate_.empty()) return Stream(seed, "rows").at(0).permutation(n).narrow(0, 0, samples_);
   if (trusted_fraction_ == 0) return at::arange(n);
-  const auto trusted = static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(n)));
+  const int64_t trusted = trusted_count();
   return std::get<0>(Stream(seed, "rows").at(0).permutation(n).narrow(0, trusted, n - trusted).sort());
 }
 
 ReweightData ReweightJob::data(uint64_t seed) const {
   ReweightData data;
   data.test = test_;
+  data.rows = noisy_rows(seed);
   if (simulate_.empty()) {
     data.trusted = trusted_;
     if (trusted_fraction_ > 0) {
-      const auto trusted = static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(noisy_.size())));
-      data.trusted = noisy_.select(Stream(seed, "rows").at(0).permutation(noisy_.size()).narrow(0, 0, trusted));
+      data.trusted = noisy_.select(Stream(seed, "rows").at(0).permutation(noisy_.size()).narrow(0, 0, trusted_count()));
     }
-    data.noisy = trusted_fraction_ > 0 ? noisy_.select(noisy_rows(seed)) : noisy_;
+    data.noisy = trusted_fraction_ > 0 ? noisy_.select(data.rows) : noisy_;
     return data;
   }
   const at::Tensor order = Stream(seed, "rows").at(0).permutation(noisy_.size());
-  data.noisy = noisy_.select(order.narrow(0, 0, samples_));
+  data.noisy = noisy_.select(data.rows);
   data.trusted = noisy_.select(order.narrow(0, samples_, trusted_samples_));
   if (!test_.features.defined()) {
     data.test = noisy_.select(order.narrow(0, samples_ + trusted_samples_, noisy_.size() - samples_ - trusted_samples_));
@@ -228,6 +338,7 @@ ReweightData ReweightJob::data(uint64_t seed) const {
 
 Report run_reweight(const ReweightJob& job, const std::string& out, const RunFront& front) {
   RunDirectory::check_free(out);
+  Staging staging(out);
   std::vector<ReweightResult> results;
   ReweightData first;
   for (int64_t k = 0; k < job.seeds(); ++k) {
@@ -254,61 +365,18 @@ Report run_reweight(const ReweightJob& job, const std::string& out, const RunFro
     results.push_back(reweight(data, options, watch));
   }
 
-  const ReweightResult& result = results.front();
   const std::vector<TableRow> rows = mean_rows(results);
-  const ReweightRow& chosen = result.row(result.recommended);
-  const std::vector<int64_t> shape = job.options().model.kind == "cnn" ? std::vector<int64_t>{1, first.noisy.height, first.noisy.width}
-                                                                       : std::vector<int64_t>{first.noisy.dimension()};
-  TrainedModel model;
-  model.model = job.options().model;
-  model.sample_shape = shape;
-  model.outputs = std::max(first.noisy.classes(), first.trusted.classes());
-  model.weights = chosen.y;
-  model.encoding = job.encoding();
-
-  Layout x_layout;
-  x_layout.add(job.options().by == "sample" ? "sample_weight" : "source_weight", {result.x.size(0)});
-  RunDirectory directory = RunDirectory::create(out, job.text());
-  directory.write_layout(x_layout, make_model(model.model, shape, model.outputs)->layout());
-  for (const Record& record : result.records) directory.append(record, {});
-  RunResult run;
-  run.outcome = Outcome::kDone;
-  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples." : result.warning;
-  run.worst = result.warning.empty() ? Grade::kOk : Grade::kWarn;
-  run.state.set("x", result.x);
-  run.state.set("y", chosen.y);
-  run.last = result.records.back();
-  run.steps = result.records.back().step;
-  run.cost = result.cost;
-  directory.finish(run, "double-loop");
-
-  Json summary = Json::parse(read_file(directory.file("summary.json")));
-  summary["recommended"] = result.recommended;
-  summary["warning"] = result.warning.empty() ? Json(nullptr) : Json(result.warning);
-  summary["seeds"] = job.seeds();
-  summary["measured_on"] = first.test.features.defined() ? "test" : "held-back trusted samples";
-  summary["table"] = table_json(rows);
-  Json correlations = Json::array();
-  double sum = 0;
-  for (const ReweightResult& one : results) {
-    if (!one.rank_correlation) continue;
-    correlations.push_back(*one.rank_correlation);
-    sum += *one.rank_correlation;
-  }
-  summary["rank_correlation"] = correlations.empty() ? Json(nullptr) : Json(sum / static_cast<double>(correlations.size()));
-  summary["rank_correlations"] = correlations;
-  summary["auc"] = result.auc;
-  write_file(directory.file("summary.json"), summary.dump(2) + "\n");
-
-  write_csv(sources_table(result), directory.file("sources.csv"));
-  write_csv(cleaned_table(job, first, result), directory.file("cleaned.csv"));
-  save_model(model, directory.file("model.safetensors"));
   Report report = reweight_report(job.options(), first, results, rows, job.text());
-  write_file(directory.file("report.html"), render_html(report));
+  try {
+    write_results(job, first, results, rows, report, staging.path());
+    staging.publish();
+  } catch (const std::exception& error) {  // the disk: no misuse
+    throw std::runtime_error(fmt::format("The job is done, but its results could not be written: {}", error.what()));
+  }
   return report;
 }
 
-std::string request_labels(const ReweightJob& job, const std::string& path) {
+LabelFile request_labels(const ReweightJob& job, const std::string& path) {
   const Dataset& data = job.given();
   const auto sources = std::max<int64_t>(1, static_cast<int64_t>(data.source_names.size()));
   const int64_t each = std::max<int64_t>(10, (200 + sources - 1) / sources);
@@ -319,11 +387,12 @@ std::string request_labels(const ReweightJob& job, const std::string& path) {
     table.rows.push_back({std::to_string(request.row), request.source, data.class_names[label], format_fixed(request.doubt, 4), request.reason});
   }
   write_csv(table, path);
-  return fmt::format(
+  const auto rows = static_cast<int64_t>(table.rows.size());
+  return {rows, fmt::format(
       "There are no trusted samples to learn from. Check the labels of the {} rows in {} (rows counted from 0; for each source the most "
       "doubted ones, and as many at random), put them with their right labels into a file of its own, and give it with --trusted. "
       "If you vouch for a random part of all rows as they are, --trusted-fraction 0.02 takes 2 % of them.",
-      table.rows.size(), path);
+      rows, path)};
 }
 
 }  // namespace bilevel

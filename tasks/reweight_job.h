@@ -28,20 +28,20 @@ class ReweightJob {
   int64_t seeds() const { return seeds_; }
   uint64_t seed() const { return options_.seed; }
   bool has_trusted() const;
+  bool simulated() const { return !simulate_.empty(); }
   const ReweightOptions& options() const { return options_; }
   const Encoding& encoding() const { return encoding_; }
   const std::vector<std::string>& notes() const { return notes_; }
 
   /// The data as this seed draws them: simulated labels, a random trusted part.
   ReweightData data(uint64_t seed) const;
-  /// Which rows of the user's data the noisy samples are, int64 [n].
-  at::Tensor noisy_rows(uint64_t seed) const;
-
   bool is_table() const;
   const CsvTable& table() const { return table_; }  // the user's, where the data are a table
   const Dataset& given() const { return noisy_; }   // all that the user gave
 
  private:
+  at::Tensor noisy_rows(uint64_t seed) const;
+  int64_t trusted_count() const;  // of the rows of one file that are drawn as trusted
   void read_simulation(Section& data);
   void read_files(Section& data);
 
@@ -61,10 +61,16 @@ class ReweightJob {
 
 /// Does the job for each seed and writes into the directory `out`, which must be free: config.toml, log.jsonl, x.npy, y.npy,
 /// layout.json, summary.json, sources.csv, cleaned.csv, model.safetensors, report.html. The files hold the first seed's results;
-/// the table in summary.json is over all seeds. Returns the report.
+/// the table in summary.json is over all seeds. The directory appears at once and complete, or not at all: an interruption, an
+/// error or the end of the process leave nothing in its place. Returns the report. Throws Interrupted, Error for data that cannot
+/// serve and a directory that cannot be made (before any work), and std::runtime_error where the job itself or the disk fails.
 Report run_reweight(const ReweightJob& job, const std::string& out, const RunFront& front);
 
-/// Without trusted samples: writes which rows to label first to `path`, and returns a message.
-std::string request_labels(const ReweightJob& job, const std::string& path);
+struct LabelFile {
+  int64_t rows = 0;
+  std::string message;
+};
+/// Without trusted samples: writes which rows to label first to `path`, and says what to do with them.
+LabelFile request_labels(const ReweightJob& job, const std::string& path);
 
 }  // namespace bilevel

@@ -63,7 +63,7 @@ Table sources_table(const ReweightResult& result) {
   const bool truth = result.sources.front().true_error_rate.has_value();
   if (truth) table.columns.push_back({"truly wrong labels", true});
   for (const SourceTrust& s : result.sources) {
-    Table::Row row{{Cell(s.name), Cell(format_count(s.samples)), Cell::mean(s.weight, s.spread, 3), Cell(format_fixed(s.final_weight, 2)),
+    Table::Row row{{Cell(s.name), Cell(format_count(s.samples)), s.spread > 0 ? Cell::mean(s.weight, s.spread, 3) : Cell(format_fixed(s.weight, 3)), Cell(format_fixed(s.final_weight, 2)),
                     Cell(percent(s.error_rate))},
                    false};
     if (truth) row.cells.emplace_back(percent(*s.true_error_rate));
@@ -102,6 +102,7 @@ std::vector<int64_t> most_doubted(const ReweightData& data, const ReweightResult
 void add_doubted(Report::Section& section, const ReweightData& data, const ReweightResult& result) {
   const auto& classes = data.noisy.class_names;
   const auto name = [&](const at::Tensor& labels, int64_t i) { return classes[static_cast<size_t>(labels[i].item<int64_t>())]; };
+  const auto row_of = [&](int64_t i) { return data.rows.defined() ? data.rows[i].item<int64_t>() : i; };
   const auto sources = std::min<int64_t>(static_cast<int64_t>(result.sources.size()), 40);
   if (data.noisy.images()) {
     for (int64_t s = 0; s < sources; ++s) {
@@ -110,7 +111,7 @@ void add_doubted(Report::Section& section, const ReweightData& data, const Rewei
       for (const int64_t i : most_doubted(data, result, s, sources == 1 ? 24 : 6)) {
         Gallery::Picture picture;
         picture.png = encode_png(data.noisy.features[i].view({data.noisy.height, data.noisy.width}));
-        picture.description = fmt::format("sample {}, labelled {}", i, name(data.noisy.labels, i));
+        picture.description = fmt::format("sample {}, labelled {}", row_of(i), name(data.noisy.labels, i));
         picture.captions = {{"given", name(data.noisy.labels, i)},
                             {"suggested", name(result.suggested, i)},
                             {"suspicion", format_fixed(result.suspicion[i].item<double>(), 2)}};
@@ -125,11 +126,12 @@ void add_doubted(Report::Section& section, const ReweightData& data, const Rewei
   table.columns = {{"row", true}, {"source", false}, {"given label", false}, {"suggested label", false}, {"suspicion", true}};
   for (int64_t s = 0; s < sources; ++s) {
     for (const int64_t i : most_doubted(data, result, s, sources == 1 ? 40 : 5)) {
-      table.rows.push_back({{Cell(std::to_string(i)), Cell(result.sources[static_cast<size_t>(s)].name), Cell(name(data.noisy.labels, i)),
+      table.rows.push_back({{Cell(std::to_string(row_of(i))), Cell(result.sources[static_cast<size_t>(s)].name), Cell(name(data.noisy.labels, i)),
                              Cell(name(result.suggested, i)), Cell(format_fixed(result.suspicion[i].item<double>(), 2))},
                             false});
     }
   }
+  table.note = "Rows of the input are counted from 0.";
   section.blocks.emplace_back(std::move(table));
 }
 
@@ -212,8 +214,12 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   report.sections.push_back(std::move(trust));
 
   Report::Section doubted{"The most doubted samples", {}};
-  doubted.blocks.emplace_back(Text{"Suspicion is the probability that the given label is wrong, as the model and the habits of the source say together.",
-                                   Text::Tone::kPlain});
+  doubted.blocks.emplace_back(Text{
+      options.by == "sample"
+          ? "Suspicion is a rank: 1 for the most doubted label of all, 0 for the least. It joins what the habits of the source say "
+            "with the confidence of a model that has not seen the label."
+          : "Suspicion is the probability that the given label is wrong, as the model and the habits of the source say together.",
+      Text::Tone::kPlain});
   add_doubted(doubted, data, result);
   report.sections.push_back(std::move(doubted));
 

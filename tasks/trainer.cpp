@@ -1,6 +1,8 @@
 #include "tasks/trainer.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/inner/adam.h"
@@ -16,16 +18,18 @@ namespace {
 /// Supervised learning whose step size falls linearly to zero.
 class Annealed final : public SupervisedProblem {
  public:
-  Annealed(SupervisedOptions options, SupervisedData data, double lr, int64_t steps)
-      : SupervisedProblem(std::move(options), std::move(data)), lr_(lr), steps_(steps) {}
+  Annealed(SupervisedOptions options, SupervisedData data, double lr, int64_t steps, std::function<void()> poll)
+      : SupervisedProblem(std::move(options), std::move(data)), lr_(lr), steps_(steps), poll_(std::move(poll)) {}
   bool has_rule_hyperparameters() const override { return true; }
   RuleHyperparameters rule_hyperparameters(const at::Tensor& x, int64_t t) const override {
+    if (poll_) poll_();
     return {{"lr", at::scalar_tensor(lr_ * static_cast<double>(steps_ - t) / static_cast<double>(steps_), x.options())}};
   }
 
  private:
   double lr_;
   int64_t steps_;
+  std::function<void()> poll_;
 };
 
 }  // namespace
@@ -37,10 +41,13 @@ Trainer::Trainer(TrainerOptions options, Samples data) : options_(std::move(opti
 
 Trainer::Fit Trainer::fit(const at::Tensor& weights, double ridge, const at::Tensor& start, double tolerance) const {
   const at::Tensor kept = weights.gt(0).nonzero().squeeze(1);
-  const int64_t n = weights.size(0), m = kept.size(0);
+  const int64_t n = data_.labels.size(0), m = kept.size(0);
+  require(weights.dim() == 1 && weights.size(0) == n,
+          fmt::format("Trainer::fit: expected {} weights, got shape [{}].", n, fmt::join(weights.sizes(), ", ")));
   require(m > 0, "Trainer::fit: every sample has weight zero.");
-  // Gathering the rows costs as much as two gradients, and a solve takes a dozen.
-  const bool gather = m < n * 9 / 10;
+  // Gathering the rows costs as much as two gradients, and a solve takes a dozen. The batches of a network are drawn from the
+  // rows that are kept, so there these must be the only ones.
+  const bool gather = convex() ? m < n * 9 / 10 : m < n;
   const auto rows = [&](const at::Tensor& t) { return gather ? t.index_select(0, kept) : t; };
 
   SupervisedOptions options;
@@ -74,10 +81,10 @@ Trainer::Fit Trainer::fit(const at::Tensor& weights, double ridge, const at::Ten
   }
   RuleSolverOptions rule;
   rule.batch = std::min(options_.batch, m);
-  rule.steps = options_.epochs * std::max<int64_t>(1, n / options_.batch);
+  rule.steps = std::max(options_.updates, options_.epochs * (n / options_.batch));
   rule.lr = options_.lr;
   const BatchPlan plan = BatchPlan::shuffled(m, rule.batch, Stream(options_.seed, "batches of a fit"));
-  const Annealed problem(std::move(options), std::move(data), options_.lr, rule.steps);
+  const Annealed problem(std::move(options), std::move(data), options_.lr, rule.steps, options_.poll);
   return solve(problem, RuleSolver(std::make_unique<AdamRule>(AdamRuleOptions{}), rule, plan));
 }
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -12,9 +13,11 @@ struct TrainerOptions {
   std::string loss = "softmax";
   int64_t outputs = 0;      // C
   int64_t epochs = 12;      // of a network, on all rows; fewer rows get more epochs, so that each fit has as many updates
+  int64_t updates = 200;    // of a network, at least: a few hundred rows are a handful of batches
   int64_t batch = 128;      // of a network
   double lr = 1e-3;         // of a network's Adam; falls to zero along the fit
   uint64_t seed = 0;
+  std::function<void()> poll;  // called before each update of a network; may throw, to end the fit
 };
 
 /// Fits one model to one data set under many sample weights:  g(y) = Σ_i w_i loss_i(y) / Σ_i w_i + ½ ridge ‖y‖², biases free.
@@ -30,7 +33,7 @@ class Trainer {
     at::Tensor y;
     double stationarity = 0;  // ‖∂y g‖₂
   };
-  /// `weights` [n], not all zero; `start` undefined: the model's own start. `tolerance` is for linear models.
+  /// `weights` [n], not negative and not all zero; `start` undefined: the model's own start. `tolerance` is for linear models.
   Fit fit(const at::Tensor& weights, double ridge, const at::Tensor& start, double tolerance) const;
 
   /// [C, m] for rows of features, in pieces that fit the cache.

@@ -12,6 +12,8 @@ namespace bilevel {
 namespace {
 
 constexpr size_t kBars = 30;  // more labels than that are for the page
+constexpr size_t kText = 8;   // a column of text is not made narrower
+constexpr size_t kName = 20;  // the first one, while others can be made narrower
 
 /// Columns that `text` takes: its code points (wide East Asian characters are not told apart).
 size_t columns_of(std::string_view text) {
@@ -54,6 +56,18 @@ size_t longest_word(const std::string& text) {
     longest = std::max(longest, columns_of(std::string_view(text).substr(begin, end - begin)));
   }
   return longest;
+}
+
+/// `text` in lines of at most `columns`, broken at spaces; a longer word has a line of its own.
+std::vector<std::string> broken(const std::string& text, size_t columns) {
+  std::vector<std::string> lines(1);
+  for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
+    end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    if (!lines.back().empty() && columns_of(lines.back()) + 1 + columns_of(word) > columns) lines.emplace_back();
+    lines.back() += (lines.back().empty() ? "" : " ") + word;
+  }
+  return lines;
 }
 
 /// One line of blocks ▁…█ of at most `columns` points of y, low to high.
@@ -119,17 +133,9 @@ class Writer {
 
   void operator()(const Table& block) {
     subtitle(block.title);
-    std::vector<size_t> widths;
-    for (const auto& column : block.columns) widths.push_back(columns_of(one_line(column.header)));
-    for (const auto& row : block.rows) {
-      for (size_t i = 0; i < std::min(row.cells.size(), widths.size()); ++i)
-        widths[i] = std::max(widths[i], columns_of(content(row.cells[i])));
-    }
-    fit(widths, block);
+    const std::vector<size_t> widths = fit(block);
+    headers(widths, block);
     std::string line;
-    for (size_t i = 0; i < widths.size(); ++i)
-      line += pad(cut(one_line(block.columns[i].header), widths[i]), widths[i], block.columns[i].numeric) + "  ";
-    out_ += "  " + style("2", trimmed(line)) + "\n";
     for (const auto& row : block.rows) {
       line.clear();
       const size_t cells = std::min(row.cells.size(), widths.size());
@@ -166,6 +172,10 @@ class Writer {
   void operator()(const BarChart& block) {
     if (block.series.empty()) return;
     Table table = table_of(block);
+    size_t used = 2;
+    const std::vector<size_t> widths = least_widths(table);
+    for (size_t i = 0; i < widths.size(); ++i) used += 2 + (i == 0 ? std::min(widths[i], kName) : widths[i]);
+    const size_t room = std::clamp<size_t>(width_ > used ? width_ - used : 0, kText, 21);  // a bar cut short would lie
     table.columns.push_back({"", false});
     double top = 0;
     bool negative = false;
@@ -174,7 +184,7 @@ class Writer {
       top = std::max(top, std::abs(v));
       negative = negative || v < 0;
     }
-    const size_t length = negative ? 10 : 20;  // negative bars go to the left of an axis
+    const size_t length = negative ? (room - 1) / 2 : room - 1;  // negative bars go to the left of an axis
     const size_t count = std::min(table.rows.size(), block.series.front().values.size());
     for (size_t i = 0; i < count; ++i) {
       const double value = block.series.front().values[i];
@@ -212,18 +222,58 @@ class Writer {
     if (!text.empty()) out_ += "\n" + style("1", one_line(text)) + "\n";
   }
 
-  /// Narrows the columns of text until the table fits; numbers are never cut.
-  void fit(std::vector<size_t>& widths, const Table& block) const {
+  /// The columns' widths, from those of their contents. While the table does not fit, headers go on in the next line, then texts
+  /// are cut, those of the first column last: they say what the row is. Numbers are never cut.
+  std::vector<size_t> fit(const Table& block) const {
+    const std::vector<size_t> least = least_widths(block);
+    std::vector<size_t> widths;
     size_t total = 2;
-    for (const size_t w : widths) total += w + 2;
-    while (total > width_ + 2) {
-      size_t widest = widths.size();
-      for (size_t i = 0; i < widths.size(); ++i) {
-        if (!block.columns[i].numeric && widths[i] > 8 && (widest == widths.size() || widths[i] > widths[widest])) widest = i;
+    for (size_t i = 0; i < least.size(); ++i) {
+      widths.push_back(std::max(least[i], columns_of(one_line(block.columns[i].header))));
+      total += widths.back() + 2;
+    }
+    const auto narrow = [&](const auto& bound) {
+      while (total > width_ + 2) {
+        size_t widest = widths.size();
+        for (size_t i = 0; i < widths.size(); ++i) {
+          if (widths[i] > bound(i) && (widest == widths.size() || widths[i] > widths[widest])) widest = i;
+        }
+        if (widest == widths.size()) return;
+        --widths[widest];
+        --total;
       }
-      if (widest == widths.size()) return;
-      --widths[widest];
-      --total;
+    };
+    narrow([&](size_t i) { return least[i]; });
+    narrow([&](size_t i) { return block.columns[i].numeric ? least[i] : i == 0 ? kName : kText; });
+    narrow([&](size_t i) { return block.columns[i].numeric ? least[i] : kText; });
+    return widths;
+  }
+
+  /// Of columns that show their contents whole, under headers of several lines.
+  static std::vector<size_t> least_widths(const Table& block) {
+    std::vector<size_t> least;
+    for (const auto& column : block.columns) least.push_back(longest_word(one_line(column.header)));
+    for (const auto& row : block.rows) {
+      for (size_t i = 0; i < std::min(row.cells.size(), least.size()); ++i)
+        least[i] = std::max(least[i], columns_of(content(row.cells[i])));
+    }
+    return least;
+  }
+
+  void headers(const std::vector<size_t>& widths, const Table& block) {
+    std::vector<std::vector<std::string>> words;  // the lines of each column's header
+    size_t lines = 1;
+    for (size_t i = 0; i < widths.size(); ++i) {
+      words.push_back(broken(one_line(block.columns[i].header), widths[i]));
+      lines = std::max(lines, words[i].size());
+    }
+    for (size_t k = 0; k < lines; ++k) {
+      std::string line;
+      for (size_t i = 0; i < widths.size(); ++i) {
+        const size_t above = lines - words[i].size();  // headers stand on their column
+        line += pad(k < above ? "" : cut(words[i][k - above], widths[i]), widths[i], block.columns[i].numeric) + "  ";
+      }
+      out_ += "  " + style("2", trimmed(line)) + "\n";
     }
   }
 

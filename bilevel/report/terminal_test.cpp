@@ -72,6 +72,43 @@ TEST(Terminal, NegativeBarsGoToTheLeft) {
   EXPECT_THAT(text, HasSubstr("b     -1       █████│\n"));
 }
 
+TEST(Terminal, NamesOfBarsAreShownWholeBesideManySeries) {
+  const std::vector<double> values = {0.75, 0.25};
+  const std::string text = render_terminal(
+      report_of(BarChart{.title = "",
+                         .label_name = "source",
+                         .value_label = "",
+                         .labels = {"careful labeller 3", "confused labeller 1"},
+                         .series = {{"learned weight", values, {0.01, 0.02}},
+                                    {"estimated share of right labels", values},
+                                    {"true share of right labels", values}}}),
+      80);
+  EXPECT_LE(widest_line(text), 80U);
+  EXPECT_THAT(text, HasSubstr("  careful labeller 3 "));
+  EXPECT_THAT(text, HasSubstr("  confused labeller 1 "));
+  EXPECT_THAT(text, Not(HasSubstr("…")));
+  // Three times the value, three times the bar.
+  std::vector<size_t> bars;
+  for (size_t begin = 0; (begin = text.find("█", begin)) != std::string::npos;) {
+    const size_t end = text.find('\n', begin);
+    bars.push_back((end - begin) / std::string("█").size());
+    begin = end;
+  }
+  ASSERT_EQ(bars.size(), 2U);
+  EXPECT_NEAR(static_cast<double>(bars[0]), 3.0 * static_cast<double>(bars[1]), 1.5);
+}
+
+TEST(Terminal, HeadersOfNumbersGoOnInTheNextLineWhereTheTableIsTooWide) {
+  const std::string text = render_terminal(report_of(Table{.title = "",
+                                                           .columns = {{"name", false}, {"a long header of words", true}, {"another one", true}},
+                                                           .rows = {{{"somebody's name", "12", "3"}}}}),
+                                           40);
+  EXPECT_LE(widest_line(text), 40U);
+  EXPECT_THAT(text, HasSubstr("somebody's name"));
+  EXPECT_THAT(text, Not(HasSubstr("…")));
+  for (const char* word : {"long", "header", "words", "another"}) EXPECT_THAT(text, HasSubstr(word));
+}
+
 TEST(Terminal, ColourIsAskedForAndUserTextCannotBringItsOwn) {
   Report report = report_of(Text{"evil \x1b[2J text"});
   report.verdict = {Grade::kOk, "fine"};

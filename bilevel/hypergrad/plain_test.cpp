@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/adam.h"
 #include "bilevel/inner/sgd.h"
 #include "bilevel/oracle/autodiff.h"
@@ -151,6 +152,18 @@ Hypergradient estimate(const Estimator& estimator, const Problem& problem, const
   input.cold_start = !extras.y.defined();
   input.damping = extras.damping;
   return estimator.estimate(input);
+}
+
+void expect_nothing_else_gives(const at::Tensor& expected, const std::string& own, const Problem& problem,
+                               const InnerSolver& solver, const at::Tensor& x, double distance) {
+  EXPECT_GT(expected.norm().item<double>(), 0.0);
+  for (const EstimatorRow& row : estimators()) {
+    if (row.name == own) continue;
+    Section section = Config::parse("", "test.toml").root();
+    const Hypergradient other = estimate(*make_estimator(row.name, section), problem, solver, x);
+    EXPECT_GT(relative_error(other.value, expected), distance) << own << " and " << row.name;
+    EXPECT_GT(relative_error(other.direct, expected), distance) << own << " and the direct term";
+  }
 }
 
 TEST(PlainReference, UnrollsWhatItsDifferencesSay) {

@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "bilevel/hypergrad/estimator.h"
@@ -53,5 +54,10 @@ struct Extras {
 /// Solves the inner problem at x and asks `estimator`.
 Hypergradient estimate(const Estimator& estimator, const Problem& problem, const InnerSolver& solver, const at::Tensor& x,
                        const Extras& extras = {});
+
+/// Expects zero, the direct term and every estimator of the registry other than `own` to be farther than `distance`, relative,
+/// from `expected`, which `own` defines.
+void expect_nothing_else_gives(const at::Tensor& expected, const std::string& own, const Problem& problem,
+                               const InnerSolver& solver, const at::Tensor& x, double distance);
 
 }  // namespace bilevel::testing

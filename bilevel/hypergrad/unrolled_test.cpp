@@ -4,10 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/plain_test.h"
 #include "bilevel/inner/lbfgs.h"
@@ -111,6 +113,40 @@ TEST(Unrolled, MemoryPoliciesAgree) {
       EXPECT_LT(relative_error(checkpoints, graphs), 1e-12) << name;
     }
   }
+}
+
+// Peak bytes of the solve and the estimate together.
+double peak(Memory memory, int64_t steps, int64_t last = 0) {
+  const MlpProblem problem({.features = 10, .hidden = 40, .inner_samples = 50});
+  const at::Tensor x = problem.initial_outer();
+  PlainRule rule = plain(0.01);
+  rule.momentum = 0.5;
+  const RuleSolver solver = rule_solver(rule, steps);
+  const MemoryMeter meter;
+  EXPECT_EQ(estimate(Unrolled({last, memory}), problem, solver, x).grade, Grade::kOk);
+  return static_cast<double>(meter.peak_bytes());
+}
+
+// With B + S m(T) bytes at the peak, differences show the growth of m without what any T needs.
+TEST(Unrolled, PeakMemoryGrowsAsThePolicyPromises) {
+  const auto growth = [](Memory memory) {
+    const double at16 = peak(memory, 16), at64 = peak(memory, 64), at256 = peak(memory, 256);
+    return std::array<double, 3>{at64 - at16, at256 - at64, at256};
+  };
+  const auto graphs = growth(Memory::kGraphs), states = growth(Memory::kStates), checkpoints = growth(Memory::kCheckpoints);
+  EXPECT_NEAR(graphs[1] / graphs[0], 4.0, 0.1);  // (256 − 64)/(64 − 16)
+  EXPECT_NEAR(states[1] / states[0], 4.0, 0.1);
+  EXPECT_NEAR(checkpoints[1] / checkpoints[0], 2.0, 0.1);  // (16 − 8)/(8 − 4)
+  const double point = 2.0 * 8 * static_cast<double>(MlpProblem({.features = 10, .hidden = 40}).inner_layout().size());
+  EXPECT_NEAR(states[0] / (48 * point), 1.0, 0.1);      // y and the momentum of each step, and nothing else
+  EXPECT_NEAR(checkpoints[0] / (8 * point), 1.0, 0.1);  // √T checkpoints, and √T points of the segment gone through
+  EXPECT_GT(graphs[2], 5 * states[2]);
+  EXPECT_GT(states[2], 3 * checkpoints[2]);
+}
+
+TEST(Unrolled, PeakMemoryOfTheLastStepsDoesNotGrowWithT) {
+  EXPECT_NEAR(peak(Memory::kGraphs, 256, 10) / peak(Memory::kGraphs, 64, 10), 1.0, 0.02);
+  EXPECT_GT(peak(Memory::kGraphs, 64), 3 * peak(Memory::kGraphs, 64, 10));
 }
 
 TEST(Unrolled, TendsToTheHypergradientAsTheInnerSolveConverges) {

@@ -1,5 +1,5 @@
 # Installs bilevel, builds the project beside this file against the installed tree, far from the sources, and runs it.
-#   cmake -DBUILD=<build folder> -DTORCH=<folder of torch> -DVERSION=<of torch> -DGENERATOR=Ninja -DFLAGS=<c++ flags> -P run.cmake
+#   cmake -DBUILD=<build folder> -DTORCH=<folder of torch> -DVERSION=<of torch> -DGENERATOR=Ninja -DMAKE_PROGRAM=<ninja> -DFLAGS=<c++ flags> -P run.cmake
 execute_process(COMMAND mktemp -d OUTPUT_VARIABLE work OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 
 function(step expected)  # runs a command, and ends the test unless its output matches `expected` and, without one, it succeeds
@@ -17,7 +17,7 @@ step("" ${CMAKE_COMMAND} --install "${BUILD}" --prefix "${work}/first")
 file(RENAME "${work}/first" "${work}/installed")
 file(COPY "${CMAKE_CURRENT_LIST_DIR}/CMakeLists.txt" "${CMAKE_CURRENT_LIST_DIR}/main.cpp" DESTINATION "${work}/project")
 set(configure ${CMAKE_COMMAND} -G ${GENERATOR} -S "${work}/project" "-DCMAKE_PREFIX_PATH=${work}/installed"
-    -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS=${FLAGS}" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
+    "-DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}" -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS=${FLAGS}" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
 step("" ${configure} -B "${work}/build")
 step("" ${CMAKE_COMMAND} --build "${work}/build")
 step("" "${work}/build/example")

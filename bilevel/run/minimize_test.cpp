@@ -53,6 +53,27 @@ INSTANTIATE_TEST_SUITE_P(Parts, MinimizeBy,
                          testing::Values(std::pair{"sgd", "implicit"}, std::pair{"lbfgs", "implicit"},
                                          std::pair{"sgd", "unrolled"}));
 
+TEST(Minimize, WorksInSinglePrecision) {
+  QuadraticOptions single;
+  single.dtype = at::kFloat;
+  const MinimizeResult result = minimize(QuadraticProblem(single), thorough());
+  ASSERT_EQ(result.x.scalar_type(), at::kFloat);
+  EXPECT_LT(distance(result.x.to(at::kDouble), optimum(QuadraticProblem())), 1e-2) << result.message;
+}
+
+TEST(Minimize, BeginsEachInnerSolveAnewWhereItsStartIsLearned) {
+  const SinusoidMamlProblem problem;  // y₀ = x: a warm start would be refused
+  MinimizeOptions options;
+  options.estimator = "unrolled";
+  options.inner_steps = 3;
+  options.lr = 0.05;
+  options.outer_lr = 0.01;
+  options.steps = 30;
+  const MinimizeResult result = minimize(problem, options);
+  EXPECT_EQ(result.y.size(0), 4);  // one adapted network for each task
+  EXPECT_LT(result.history.back().outer_loss, 0.9 * result.history.front().outer_loss);
+}
+
 TEST(Minimize, GoesByTheEstimatorThatIsNamed) {
   const QuadraticProblem problem;
   MinimizeOptions options = thorough();

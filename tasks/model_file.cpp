@@ -23,6 +23,7 @@ nlohmann::json to_json(const TrainedModel& m) {
           {"hidden", m.model.hidden},
           {"channels", m.model.channels},
           {"kernel", m.model.kernel},
+          {"stride", m.model.stride},
           {"activation", m.model.activation},
           {"loss", m.loss},
           {"outputs", m.outputs},
@@ -35,6 +36,7 @@ void from_json(const nlohmann::json& json, TrainedModel& m) {
   json.at("hidden").get_to(m.model.hidden);
   json.at("channels").get_to(m.model.channels);
   json.at("kernel").get_to(m.model.kernel);
+  json.at("stride").get_to(m.model.stride);
   json.at("activation").get_to(m.model.activation);
   json.at("loss").get_to(m.loss);
   json.at("outputs").get_to(m.outputs);

@@ -59,7 +59,7 @@ TEST_F(ModelFile, PredictsAfterLoadingAsBefore) {
 
 TEST_F(ModelFile, KeepsACnnOfImagesInFloat) {
   TrainedModel m;
-  m.model = {.kind = "cnn", .bias = false, .channels = {3, 2}, .kernel = 5, .activation = "relu"};
+  m.model = {.kind = "cnn", .bias = false, .channels = {3, 2}, .kernel = 5, .stride = 2, .activation = "relu"};
   m.sample_shape = {1, 8, 8};
   m.outputs = 10;
   const auto model = make_model(m.model, m.sample_shape, m.outputs);

@@ -17,7 +17,7 @@ constexpr const char* kSupervisedTemplate =
 
 [problem]
 task  = "supervised"
-model = "linear"        # "linear" | "mlp" (hidden = [128], activation = "tanh") | "cnn" (images: channels = [16, 32], kernel = 3)
+model = "linear"        # "linear" | "mlp" (hidden = [128], activation = "tanh") | "cnn" (images: channels = [16, 32], kernel = 3, stride = 1)
 loss  = "softmax"       # "softmax": classes 0, 1, 2, …   "logistic": classes 0 and 1   "squared": numbers, ½(prediction − y)²
 dtype = "float32"       # or "float64"
 bias  = true

@@ -62,15 +62,15 @@ class Mlp final : public Model {
 class Cnn final : public Model {
  public:
   Cnn(const std::vector<int64_t>& image, const ModelOptions& options, int64_t outputs)
-      : Model(outputs), image_(image), relu_(options.activation == "relu"), padding_(options.kernel / 2) {
+      : Model(outputs), image_(image), relu_(options.activation == "relu"), padding_(options.kernel / 2), stride_(options.stride) {
     int64_t channels = image[0], height = image[1], width = image[2];
     for (size_t i = 0; i < options.channels.size(); ++i) {
       require(height >= 2 && width >= 2, fmt::format("make_model: images of {}×{} are too small for {} poolings by 2.", image[1],
                                                      image[2], options.channels.size()));
       add_layer(fmt::format("conv{}", i), {options.channels[i], channels, options.kernel, options.kernel}, options.bias);
       channels = options.channels[i];
-      height /= 2;
-      width /= 2;
+      height = (height + stride_ - 1) / 2;  // pooling drops an odd last line, a stride keeps it
+      width = (width + stride_ - 1) / 2;
     }
     add_layer("output", {outputs, channels * height * width}, options.bias);
   }
@@ -83,8 +83,9 @@ class Cnn final : public Model {
     at::Tensor h = X.view({X.size(0), image_[0], image_[1], image_[2]});
     for (size_t i = 0; i + 1 < layers().size(); ++i) {
       const Layer& layer = layers()[i];
-      h = at::conv2d(h, parts[layer.weight], layer.bias < 0 ? at::Tensor() : parts[layer.bias], 1, padding_);
-      h = at::avg_pool2d(activate(h, relu_), 2);
+      h = at::conv2d(h, parts[layer.weight], layer.bias < 0 ? at::Tensor() : parts[layer.bias], stride_, padding_);
+      h = activate(h, relu_);
+      if (stride_ == 1) h = at::avg_pool2d(h, 2);
     }
     return affine(parts, layers().back(), h.flatten(1).t());
   }
@@ -92,7 +93,7 @@ class Cnn final : public Model {
  private:
   std::vector<int64_t> image_;  // [channels, height, width]
   bool relu_;
-  int64_t padding_;
+  int64_t padding_, stride_;
 };
 
 }  // namespace
@@ -114,6 +115,7 @@ std::vector<std::string> ModelOptions::violations() const {
   if (kind == "cnn") {
     positive("channels", channels);
     if (kernel < 1 || kernel % 2 == 0) out.push_back(fmt::format("kernel must be odd and positive, got {}", kernel));
+    if (stride != 1 && stride != 2) out.push_back(fmt::format("stride must be 1 or 2, got {}", stride));
   }
   return out;
 }
@@ -127,6 +129,7 @@ void read(Section& section, ModelOptions& options) {
   if (belongs("hidden", mlp)) section.read("hidden", options.hidden);
   if (belongs("channels", cnn)) section.read("channels", options.channels);
   if (belongs("kernel", cnn)) section.read("kernel", options.kernel);
+  if (belongs("stride", cnn)) section.read("stride", options.stride);
   if (belongs("activation", mlp || cnn)) section.read_choice("activation", options.activation, kActivations);
   section.check(options.violations());
 }

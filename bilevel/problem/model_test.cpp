@@ -50,7 +50,8 @@ INSTANTIATE_TEST_SUITE_P(Model, EveryModel,
                                          Case{"MlpReluWithoutBias",
                                               {.kind = "mlp", .bias = false, .hidden = {9}, .activation = "relu"}},
                                          Case{"Cnn", {.kind = "cnn", .channels = {3, 4}}},
-                                         Case{"CnnWithoutBias", {.kind = "cnn", .bias = false, .channels = {2}, .kernel = 5}}),
+                                         Case{"CnnWithoutBias", {.kind = "cnn", .bias = false, .channels = {2}, .kernel = 5}},
+                                         Case{"CnnWithStride", {.kind = "cnn", .channels = {3, 4}, .stride = 2}}),
                          [](const auto& one) { return one.param.name; });
 
 TEST_P(EveryModel, GivesThePlainModelsLogitsClassMajor) {
@@ -118,6 +119,7 @@ TEST(Model, NamesItsParts) {
 }
 
 TEST(Model, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(make_model({.kind = "cnn", .stride = 2}, {7, 7}, 10)->layout().part("output.weight").shape, (std::vector<int64_t>{10, 32 * 2 * 2}));
   EXPECT_THROW(make_model({.kind = "cnn"}, {64}, 10), Error);
   EXPECT_THROW(make_model({.kind = "cnn"}, {3, 3}, 10), Error);
   EXPECT_THROW(make_model({.kind = "cnn", .kernel = 4}, {8, 8}, 10), Error);

@@ -248,7 +248,7 @@ TEST(InnerRegistry, ReadsTheInnerTable) {
 
   std::tie(solver, text) = make("");
   EXPECT_EQ(solver->name(), "sgd");
-  EXPECT_THAT(text, HasSubstr("lr = 'auto'"));
+  EXPECT_THAT(text, HasSubstr("lr = \"auto\""));
   EXPECT_EQ(make(text.substr(text.find('\n') + 1)).second, text);
 
   std::tie(solver, text) = make("solver = \"lbfgs\"\n");

@@ -30,9 +30,10 @@ at::Tensor reference(const ModelOptions& options, const Model& model, const at::
       h = activation(linear(h.flatten(1), layers[i]));
     } else {
       if (h.dim() == 3) h = h.unsqueeze(1);
-      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1,
-                     options.kernel / 2);
-      h = at::avg_pool2d(activation(h), {2, 2});
+      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1, options.kernel / 2);
+      h = activation(h);
+      // A stride of two takes every second place of the plain convolution.
+      h = options.stride == 1 ? at::avg_pool2d(h, {2, 2}) : h.slice(2, 0, h.size(2), 2).slice(3, 0, h.size(3), 2);
     }
   }
   return linear(h.flatten(1), layers.back()).t();

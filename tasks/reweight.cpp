@@ -432,7 +432,7 @@ class Job {
     final_weights_ = weights_of(posterior);
     result_.suggested = posterior.classes.argmax(0);
     const at::Tensor samples = per_source(ones());
-    error_rate_ = (samples - per_source(posterior.correct)) / samples.clamp_min(1);
+    error_rate_ = (samples - per_source(posterior.correct)) / samples;
   }
 
   /// A linear model takes the posterior itself; a network memorises whatever has any weight.
@@ -494,7 +494,9 @@ class Job {
     const auto of_row = [&](const char* slug) { return Score{result_.row(slug).held_back_loss, result_.row(slug).held_back_accuracy, {}}; };
     const Score trusted = by_sample ? of_row("trusted") : held_back("trusted", {zeros(), {}});
     const Score judged = by_sample ? of_row("learned") : held_back("weights", judged_);
-    const bool better = judged.accuracy > trusted.accuracy || (judged.accuracy == trusted.accuracy && judged.loss < trusted.loss);
+    // The loss is no judge of a tie: models of doubtful labels are right as often with less confidence.
+    const bool better = judged.accuracy > trusted.accuracy ||
+                        (judged.accuracy == trusted.accuracy && result_.row("learned").held_back_accuracy > trusted.accuracy);
     result_.recommended = better ? "learned" : "trusted";
     if (!better) {
       result_.warning = fmt::format(
@@ -506,8 +508,7 @@ class Job {
     const at::Tensor all = with_trusted(final_weights_);
     result_.weights = final_weights_ / all.mean();
     result_.trusted_weight = 1 / all.mean().item<double>();
-    // Trusted samples that were drawn from the data may have been the last of their source.
-    const at::Tensor counts = per_source(ones()), samples = counts.clamp_min(1);
+    const at::Tensor samples = per_source(ones());
     const at::Tensor mean_weight = per_source(result_.weights) / samples;
     at::Tensor true_error;
     if (data_.truth.defined()) {
@@ -522,7 +523,7 @@ class Job {
     for (int64_t s = 0; s < source_count_; ++s) {
       SourceTrust source;
       source.name = data_.noisy.source_names.empty() ? "all" : data_.noisy.source_names[s];
-      source.samples = counts[s].item<int64_t>();
+      source.samples = samples[s].item<int64_t>();
       source.weight = trust[s].item<double>();
       source.spread = spread_[s].item<double>();
       source.final_weight = mean_weight[s].item<double>();
@@ -644,6 +645,13 @@ ReweightResult reweight(const ReweightData& data, const ReweightOptions& options
           "reweight: all labels are of one class, so there is nothing to learn. Does the label column hold the labels?");
   require(options.by == "sample" || data.noisy.sources.defined(),
           "reweight: by = \"source\" needs the source of each sample. Name its column with --source, or use --by sample.");
+  if (data.noisy.sources.defined()) {
+    const auto& names = data.noisy.source_names;
+    const at::Tensor counts = data.noisy.sources.bincount({}, static_cast<int64_t>(names.size()));
+    for (size_t s = 0; s < names.size(); ++s) {
+      require(counts[static_cast<int64_t>(s)].item<int64_t>() > 0, fmt::format("reweight: source \"{}\" has no samples.", names[s]));
+    }
+  }
   return Job(data, options, watch).run();
 }
 

@@ -37,6 +37,7 @@ struct ReweightOptions {
   static ModelOptions small() {
     ModelOptions model;
     model.channels = {8, 16};
+    model.stride = 2;
     model.activation = "relu";
     return model;
   }
@@ -73,7 +74,7 @@ struct SourceTrust {
   double weight = 0;        // σ(x), the learned trust
   double spread = 0;        // its standard deviation over resamples of the trusted set
   double final_weight = 0;  // mean weight of its samples in the final fit
-  double error_rate = 0;    // estimated; 0 where the source has no samples
+  double error_rate = 0;    // estimated
   std::optional<double> true_error_rate;
 };
 

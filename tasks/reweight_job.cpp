@@ -86,6 +86,19 @@ CsvTable cleaned_table(const ReweightJob& job, const ReweightData& data, const R
   return table;
 }
 
+/// Without the sources whose last samples were drawn as trusted ones.
+Dataset with_present_sources(Dataset data) {
+  if (!data.sources.defined()) return data;
+  const at::Tensor present = data.sources.bincount({}, static_cast<int64_t>(data.source_names.size())).gt(0);
+  std::vector<std::string> names;
+  for (size_t s = 0; s < data.source_names.size(); ++s) {
+    if (present[static_cast<int64_t>(s)].item<bool>()) names.push_back(data.source_names[s]);
+  }
+  data.sources = (present.cumsum(0) - 1).index_select(0, data.sources);
+  data.source_names = std::move(names);
+  return data;
+}
+
 /// Where the results are put together before they appear: a name of this process, so that nobody else's files are touched.
 class Staging {
  public:
@@ -247,6 +260,7 @@ void ReweightJob::read_simulation(Section& data) {
   simulate_ = "mixed";
   data.read_choice("simulate", simulate_, {"mixed", "swapping"});
   builtin_ = find_fashion_mnist().empty() ? "digits" : "fashion-mnist";
+  const bool asked_for = data.has("builtin");
   data.read_choice("builtin", builtin_, {"fashion-mnist", "digits"});
   const bool fashion = builtin_ == "fashion-mnist";
   samples_ = fashion ? 12000 : 1000;
@@ -259,7 +273,7 @@ void ReweightJob::read_simulation(Section& data) {
   if (fashion) {
     spec.split = "test";
     test_ = load_dataset(spec, &encoding_);
-  } else {
+  } else if (!asked_for) {
     notes_.push_back("Fashion-MNIST is not to be had here (Debian's package dataset-fashion-mnist): the embedded handwritten digits take its place.");
   }
   if (samples_ < 40 || trusted_samples_ < 10 || samples_ + trusted_samples_ > noisy_.size()) {
@@ -317,7 +331,7 @@ ReweightData ReweightJob::data(uint64_t seed) const {
     if (trusted_fraction_ > 0) {
       data.trusted = noisy_.select(Stream(seed, "rows").at(0).permutation(noisy_.size()).narrow(0, 0, trusted_count()));
     }
-    data.noisy = trusted_fraction_ > 0 ? noisy_.select(data.rows) : noisy_;
+    data.noisy = trusted_fraction_ > 0 ? with_present_sources(noisy_.select(data.rows)) : noisy_;
     return data;
   }
   const at::Tensor order = Stream(seed, "rows").at(0).permutation(noisy_.size());

@@ -10,6 +10,7 @@ deps=$build/deps/usr
 log=$build/setup.log
 started=$SECONDS
 mkdir -p "$build"
+PATH=${PATH//"$build/venv/bin:"/}  # the Makefile puts it first; the Python asked for here is the user's own
 
 say() { printf '[setup] %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -20,8 +20,7 @@ void add_selftest(CLI::App& app, Action& action) {
       for (const Check& check : checks) {
         const CheckResult result = run_check(check);
         passed += result.passed ? 1 : 0;
-        fmt::print("{}  {}\n        {}\n        {}\n", result.passed ? "ok    " : "FAILED", check.name, result.detail,
-                   check.source);
+        fmt::print("{}  {} ({})\n        {}\n", result.passed ? "ok    " : "FAILED", check.name, check.source, result.detail);
         std::fflush(stdout);
       }
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();

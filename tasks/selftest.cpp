@@ -11,9 +11,11 @@
 #include <limits>
 
 #include "bilevel/algorithm/double_loop.h"
+#include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/one_step.h"
+#include "bilevel/hypergrad/t1_t2.h"
 #include "bilevel/hypergrad/unrolled.h"
 #include "bilevel/inner/adam.h"
 #include "bilevel/inner/lbfgs.h"
@@ -23,8 +25,11 @@
 #include "bilevel/linear/dense.h"
 #include "bilevel/linear/neumann.h"
 #include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
 #include "bilevel/outer/adam.h"
 #include "bilevel/outer/sgd.h"
+#include "tasks/diabetes.h"
+#include "tasks/forward_mode.h"
 #include "tasks/random_state.h"
 #include "tasks/selftest_problems.h"
 
@@ -36,12 +41,10 @@ class Comparison {
  public:
   void near(const std::string& what, double measured, double published, double allowed) {
     const double deviation = std::abs(measured - published);
-    const double ratio = std::isfinite(deviation) ? deviation / allowed : std::numeric_limits<double>::infinity();
-    ++count_;
-    if (ratio > worst_ || count_ == 1) {
-      worst_ = ratio;
-      detail_ = fmt::format("{}: {:.12g} for {:.12g}, off by {:.1e} of {:.0e}", what, measured, published, deviation, allowed);
-    }
+    take(deviation, allowed, [&] {
+      return fmt::format("{} = {:.12g}, and should be {:.12g}: {:.0e} off, {:.0e} allowed", what, measured, published, deviation,
+                         allowed);
+    });
   }
 
   /// The first entries of a vector.
@@ -53,12 +56,33 @@ class Comparison {
 
   /// ‖a − b‖ / ‖b‖
   void close(const std::string& what, const at::Tensor& measured, const at::Tensor& exact, double allowed) {
-    near(what + " (relative error)", ((measured - exact).norm() / exact.norm()).item<double>(), 0.0, allowed);
+    const double error = ((measured - exact).norm() / exact.norm()).item<double>();
+    take(error, allowed, [&] { return fmt::format("{}: relative error {:.0e}, {:.0e} allowed", what, error, allowed); });
   }
 
-  CheckResult result() const { return {worst_ <= 1.0, fmt::format("{} numbers; worst {}", count_, detail_)}; }
+  /// A number that must not come near zero: what shows that a check can fail.
+  void apart(const std::string& what, const at::Tensor& measured, const at::Tensor& other, double at_least) {
+    const double distance = ((measured - other).norm() / other.norm()).item<double>();
+    take(distance >= at_least ? 0.0 : std::numeric_limits<double>::infinity(), 1.0,
+         [&] { return fmt::format("{}: relative distance {:.0e}, at least {:.0e} expected", what, distance, at_least); });
+  }
+
+  CheckResult result() const {
+    if (count_ > 0 && worst_ == 0) return {true, fmt::format("{} numbers, all exact", count_)};
+    return {count_ > 0 && worst_ <= 1.0, fmt::format("{} numbers; the worst: {}", count_, detail_)};
+  }
 
  private:
+  template <class Text>
+  void take(double deviation, double allowed, const Text& text) {
+    const double quotient = deviation == 0 ? 0 : deviation / allowed;
+    const double ratio = std::isfinite(quotient) ? quotient : std::numeric_limits<double>::infinity();
+    ++count_;
+    if (ratio <= worst_ && count_ > 1) return;
+    worst_ = ratio;
+    detail_ = text();
+  }
+
   int count_ = 0;
   double worst_ = 0;
   std::string detail_ = "nothing was compared";
@@ -549,18 +573,22 @@ CheckResult gold_quadratic() {
   return compare.result();
 }
 
+// The diabetes data, 300 patients inside and 142 outside.
 CheckResult gold_ridge() {
   Comparison compare;
-  // scikit-learn's make_regression, seeded, standardised so that strengths around 1 matter
-  const RegressionData data = make_regression(120, 8, 10.0, 0);
-  const at::Tensor t = data.t / 100.0;
-  const RidgeProblem problem(data.X.narrow(0, 0, 80), t.narrow(0, 0, 80), data.X.narrow(0, 80, 40), t.narrow(0, 80, 40));
-  const at::Tensor x = at::linspace(-3, 0, 8, at::kDouble);
-  const at::Tensor y = problem.solution(x), exact = problem.hypergradient(x);
-  compare.close("cg", estimate(problem, sgd(0.1, 0), implicit_cg(40), x, 0, y).h.value, exact, 1e-10);
-  compare.close("unrolled to the end", estimate(problem, sgd(0.4, 1500), Unrolled(), x).h.value, exact, 1e-9);
+  const Diabetes data;
+  compare.near("scikit-learn's X [0, 2]", data.X[0][2].item<double>(), 0.06169621, 5e-9);
+  compare.near("mean of the target", data.t.mean().item<double>(), 152.13348416, 5e-9);
+  const at::Tensor t = data.t / 100 - 1.5;
+  const RidgeProblem problem(data.X.narrow(0, 0, 300), t.narrow(0, 0, 300), data.X.narrow(0, 300, 142), t.narrow(0, 300, 142));
+  const at::Tensor x = at::linspace(-7.5, -6.0, 10, at::kDouble);
+  const at::Tensor exact = problem.hypergradient(x);
+  const double lr = 1 / at::linalg_eigvalsh(problem.hessian(x)).max().item<double>();
+  compare.close("cg", estimate(problem, sgd(lr, 800), implicit_cg(40), x).h.value, exact, 1e-10);
+  compare.close("dense", estimate(problem, sgd(lr, 800), implicit_dense(), x).h.value, exact, 1e-10);
+  compare.close("unrolled to the end", estimate(problem, sgd(lr, 800), Unrolled(), x).h.value, exact, 1e-10);
   const auto F = [&](const at::Tensor& at_x) { return problem.outer_loss(at_x, problem.solution(at_x), {}).item<double>(); };
-  compare.close("closed form by differences", exact, differences(F, x), 1e-6);
+  compare.close("closed form and its differences", exact, differences(F, x), 1e-6);
   return compare.result();
 }
 
@@ -572,6 +600,19 @@ CheckResult gold_sample_weights() {
   compare.close("from the start", estimate(problem, Lbfgs({.tolerance = 1e-11}), implicit_dense(), x).h.value, exact, 1e-8);
   const auto F = [&](const at::Tensor& at_x) { return problem.outer_loss(at_x, problem.solution(at_x), {}).item<double>(); };
   compare.close("differences of F", exact, differences(F, x), 1e-6);
+  return compare.result();
+}
+
+CheckResult gold_differences() {
+  Comparison compare;
+  const LogisticWeightsProblem problem;
+  const Lbfgs solver({.max_iterations = 500, .tolerance = 1e-11});
+  const at::Tensor x = problem.initial_outer();
+  const auto F = [&](const at::Tensor& at_x) { return estimate(problem, solver, implicit_cg(1), at_x).h.outer_loss; };
+  const at::Tensor by_differences = differences(F, x);
+  compare.close("cg", estimate(problem, solver, implicit_cg(40), x).h.value, by_differences, 1e-5);
+  compare.close("dense", estimate(problem, solver, implicit_dense(), x).h.value, by_differences, 1e-5);
+  compare.apart("the direct term alone", estimate(problem, solver, implicit_dense(), x).h.direct, by_differences, 1e-2);
   return compare.result();
 }
 
@@ -597,6 +638,84 @@ CheckResult gold_agreement() {
                 estimate(network, adam(0.03, 23), Unrolled({.memory = Memory::kCheckpoints}), z).h.value, graphs, 1e-12);
   const auto F_T = [&](const at::Tensor& at_x) { return estimate(network, adam(0.03, 23), OneStep(), at_x).h.outer_loss; };
   compare.close("unrolled and differences of F_T", graphs, differences(F_T, z), 1e-6);
+  for (const RuleSolver& solver : {sgd(0.05, 12, 0.9, 0.1), adam(0.03, 12), adam(0.03, 12, true)}) {
+    compare.close(fmt::format("reverse and forward mode of {}", solver.name()), estimate(network, solver, Unrolled(), z).h.value,
+                  forward_mode(network, solver, z), 1e-12);
+  }
+  return compare.result();
+}
+
+CheckResult gold_invariants() {
+  Comparison compare;
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const int64_t dy = problem.inner_layout().size();
+  const RotatedProblem rotated(problem, std::get<0>(at::linalg_qr(Stream(5, "rotation").at(0).normal({dy, dy}))));
+  const auto both = [&](const std::string& what, const Estimator& estimator) {
+    compare.close("rotation of y, " + what, estimate(rotated, sgd(0.1, 9), estimator, x).h.value,
+                  estimate(problem, sgd(0.1, 9), estimator, x).h.value, 1e-10);
+  };
+  both("implicit", implicit_dense());
+  both("neumann", implicit_neumann(5, 0.1));
+  both("unrolled", Unrolled());
+  both("identity", Identity());
+  compare.apart("rotation of y, adam", estimate(rotated, adam(0.05, 9), Unrolled(), x).h.value,
+                estimate(problem, adam(0.05, 9), Unrolled(), x).h.value, 1e-2);
+
+  const LogisticWeightsProblem weights;
+  const at::Tensor order = Stream(2, "order").at(0).permutation(weights.inner_samples()).unsqueeze(0);
+  RuleSolverOptions options;
+  options.lr = 0.3;
+  options.steps = 9;
+  const RuleSolver shuffled(std::make_unique<SgdRule>(SgdRuleOptions{}), options, BatchPlan::fixed(order));
+  compare.close("order of the samples", estimate(weights, shuffled, Unrolled(), weights.initial_outer()).h.value,
+                estimate(weights, sgd(0.3, 9), Unrolled(), weights.initial_outer()).h.value, 1e-12);
+
+  const RidgeProblem ridge;
+  const at::Tensor H = ridge.hessian(ridge.initial_outer());
+  Operator A;
+  A.dim = H.size(0);
+  A.apply = [&H](const at::Tensor& v) { return H.mv(v); };
+  A.step_size = 1 / at::linalg_eigvalsh(H).max();
+  Draw draw = Stream(1, "right-hand sides").at(0);
+  const at::Tensor b = draw.normal({A.dim}), c = draw.normal({A.dim});
+  const Cg cg({.iterations = 60, .tolerance = 1e-14});
+  const Neumann neumann({.iterations = 7});
+  const Dense dense({});
+  for (const LinearSolver* solver : std::initializer_list<const LinearSolver*>{&cg, &neumann, &dense}) {
+    const auto solve = [&](const at::Tensor& right) { return solver->solve(A, right, {}).solution; };
+    compare.close(fmt::format("{} of a sum", solver->name()), solve(2.5 * b - 0.1 * c), 2.5 * solve(b) - 0.1 * solve(c), 1e-11);
+  }
+  return compare.result();
+}
+
+// Of a solve of 16 steps: gradients (16, one at the end, one of the outer loss), products with H, cross products.
+CheckResult gold_meter() {
+  Comparison compare;
+  const QuadraticProblem problem({.condition = 1e3});
+  const AutodiffOracle autodiff(problem);
+  const RuleSolver solver = sgd(0.5, 16);
+  const at::Tensor x = problem.initial_outer();
+  const auto costs = [&](const std::string& what, const Estimator& estimator, int64_t gradients, int64_t hvps, int64_t cross) {
+    const CountedOracle oracle(autodiff);
+    InnerSolution solution = solver.solve(oracle, x, 0, {.y = problem.initial_inner(x, 0)}, estimator.trajectory());
+    estimator.estimate({oracle, solver, x, solution, Batch{}, Batch{}, {}});
+    const auto count = [&](const char* of, int64_t measured, int64_t expected) {
+      compare.near(fmt::format("{}, {}", what, of), static_cast<double>(measured), static_cast<double>(expected), 0.5);
+    };
+    count("gradients", oracle.cost().gradients, gradients);
+    count("products with the Hessian", oracle.cost().hvps, hvps);
+    count("cross products", oracle.cost().cross_products, cross);
+    count("forward passes", oracle.cost().forwards, 0);
+  };
+  costs("unrolled", Unrolled(), 18, 16, 16);
+  costs("unrolled, states", Unrolled({.memory = Memory::kStates}), 18 + 16, 16, 16);
+  costs("unrolled, checkpoints", Unrolled({.memory = Memory::kCheckpoints}), 18 + 12 + 16, 16, 16);
+  costs("unrolled, last 5", Unrolled({.steps = 5}), 18, 5, 5);
+  costs("cg, 4", implicit_cg(4), 18 + 1, 4 + 1 + 1, 1);  // with the true residual, and the last pass for the cross product
+  costs("neumann, 4", implicit_neumann(4, 0.5), 18 + 1, 4 + 1 + 1, 1);
+  costs("t1-t2", T1T2(), 18 + 1, 1, 1);
+  costs("darts", Darts(), 18 + 2, 0, 0);
   return compare.result();
 }
 
@@ -614,9 +733,12 @@ std::vector<Check> outside_checks() {
       {"E4 few-shot learning", "higher: MAML with sgd and adam, and its first-order form", few_shot},
       {"E4 implicit few-shot learning", "iMAML by a dense Newton solve", implicit_few_shot},
       {"G1 quadratic", "closed form, conditions 10 to 1e4", gold_quadratic},
-      {"G2 ridge for each weight", "closed form and differences", gold_ridge},
+      {"G2 ridge for each weight", "closed form and differences, on scikit-learn's diabetes data", gold_ridge},
       {"G3 sample weights", "closed form and differences", gold_sample_weights},
-      {"G5 agreement between estimators", "each other, and differences of F_T", gold_agreement},
+      {"G4 differences of F", "the outer loss at the inner optimum, differenced", gold_differences},
+      {"G5 agreement between estimators", "each other, forward mode, and differences of F_T", gold_agreement},
+      {"G6 invariants", "the same problem in other coordinates, other orders, other right-hand sides", gold_invariants},
+      {"G7 meter", "what the algorithms cost on paper", gold_meter},
   };
 }
 

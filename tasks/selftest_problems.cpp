@@ -84,4 +84,21 @@ double CleaningProblem::test_accuracy(const at::Tensor& y) const {
   return logits(y, test_).argmax(0).eq(test_labels_).to(at::kDouble).mean().item<double>();
 }
 
+// ---- Other coordinates ----
+
+RotatedProblem::RotatedProblem(const Problem& base, at::Tensor P) : base_(base), P_(std::move(P)) {
+  outer_layout_ = base.outer_layout();
+  inner_layout_.add("z", {P_.size(0)});
+  x0_ = base.initial_outer();
+  y0_ = P_.mv(base.initial_inner(x0_, 0));
+}
+
+at::Tensor RotatedProblem::inner_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const {
+  return base_.inner_loss(x, P_.t().mv(z), batch);
+}
+
+at::Tensor RotatedProblem::outer_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const {
+  return base_.outer_loss(x, P_.t().mv(z), batch);
+}
+
 }  // namespace bilevel

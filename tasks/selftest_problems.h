@@ -3,7 +3,7 @@
 
 #include "bilevel/problem/test_problems.h"
 
-/// The problems whose numbers other programs published.
+/// The problems whose numbers other programs published, and what else the selftest is made of.
 namespace bilevel {
 
 /// hypertorch's examples/logistic_regression.ipynb: one ridge x_j for each weight, not in the logarithm.
@@ -37,6 +37,18 @@ class CleaningProblem final : public TestProblem {
   at::Tensor losses(const at::Tensor& y, const at::Tensor& Xt, const at::Tensor& t) const;
   at::Tensor logits(const at::Tensor& y, const at::Tensor& Xt) const;  // [10, n] from [64, n]
   at::Tensor train_, validation_, test_, validation_labels_, test_labels_;
+};
+
+/// g and f of y = Pᵀ z, with P orthogonal: the same problem in other coordinates. `base` must outlive it.
+class RotatedProblem final : public TestProblem {
+ public:
+  RotatedProblem(const Problem& base, at::Tensor P);
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override;
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override;
+
+ private:
+  const Problem& base_;
+  at::Tensor P_;
 };
 
 }  // namespace bilevel

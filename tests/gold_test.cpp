@@ -4,13 +4,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "bilevel/core/file.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/identity.h"
@@ -26,8 +23,10 @@
 #include "bilevel/linear/registry.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/counted.h"
-#include "bilevel/problem/gzip.h"
 #include "bilevel/problem/test_problems.h"
+#include "tasks/diabetes.h"
+#include "tasks/forward_mode.h"
+#include "tasks/selftest_problems.h"
 
 namespace bilevel {
 namespace {
@@ -49,24 +48,6 @@ Implicit implicit_neumann(int64_t products) {
 }
 
 // ---- 2: a ridge for each weight, on the diabetes data ----
-
-at::Tensor read_numbers(const std::string& name, int64_t columns) {
-  const std::string path = std::string(BILEVEL_SOURCE_DIR) + "/tests/data/" + name;
-  std::istringstream text(gunzip(read_file(path), path));
-  std::vector<double> values;
-  for (double value = 0; text >> value;) values.push_back(value);
-  EXPECT_TRUE(text.eof()) << name << " has something that is no number";
-  return at::tensor(values, at::kDouble).reshape({-1, columns});
-}
-
-// As scikit-learn's load_diabetes: columns of mean zero and unit length.
-struct Diabetes {
-  at::Tensor X, t;
-  Diabetes() : X(read_numbers("diabetes_data_raw.csv.gz", 10)), t(read_numbers("diabetes_target.csv.gz", 1).squeeze(1)) {
-    X = X - X.mean(0);
-    X = X / X.square().sum(0).sqrt();
-  }
-};
 
 TEST(GoldDiabetes, IsScikitLearns) {
   const Diabetes data;
@@ -126,42 +107,6 @@ TEST(GoldDiabetes, TheLastKStepsAtTheSolutionAreNeumannWithKMinusOneProducts) {
 }
 
 // ---- 5: forward mode ----
-
-// d f(x, y_T(x)) along u, carrying (dy, ds) along with (y, s):
-//   (y', s') = Φ(y, s, ∂y g, h),  d∂y g = H dy + ∂x∂y g u,  dh = ∂h/∂x u,  dF_T = ⟨∂x f, u⟩ + ⟨∂y f, dy_T⟩
-double forward_mode(const Oracle& oracle, const RuleSolver& solver, const at::Tensor& x, const at::Tensor& u, int64_t slice) {
-  const Problem& problem = oracle.problem();
-  const UpdateRule& rule = solver.rule();
-  at::Tensor y = problem.initial_inner(x, slice).detach();
-  at::Tensor dy = problem.initial_inner_depends_on_outer() ? u.clone() : at::zeros_like(y);  // y₀ = x, where it depends on x
-  Tensors h = rule.default_h(y);
-  const auto names = rule.hyperparameters();
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (names[i] == "lr" && solver.options().lr) h[i] = at::scalar_tensor(*solver.options().lr, y.options());
-  }
-  const SolveContext context{oracle, x, slice, 0, h};
-  Tensors s = rule.fresh_state(y), ds = rule.fresh_state(y);
-  for (int64_t t = 0; t < solver.options().steps; ++t) {
-    const auto linearization = oracle.linearize_inner(x, y, solver.batch(t, slice));
-    const at::Tensor dg = linearization->jvp_y(dy) + linearization->jvp_x(u);
-    const RuleInput input = solver.input(context, {y, s, t}, t, linearization->residual());
-    RuleOutput tangent = rule.jvp(input, {dy, ds, dg, solver.hyperparameters_jvp(context, t, u)});
-    RuleOutput next = rule.step(input);
-    y = next.y, s = next.state, dy = tangent.y, ds = tangent.state;
-  }
-  Batch batch;
-  batch.slice = slice;
-  const Gradients f = oracle.outer(x, y, batch);
-  return (f.x.dot(u) + f.y.dot(dy)).item<double>();
-}
-
-at::Tensor forward_mode(const Problem& problem, const RuleSolver& solver, const at::Tensor& x, int64_t slice = 0) {
-  const AutodiffOracle oracle(problem);
-  const at::Tensor basis = at::eye(x.size(0), x.options());
-  std::vector<double> values;
-  for (int64_t i = 0; i < x.size(0); ++i) values.push_back(forward_mode(oracle, solver, x, basis[i], slice));
-  return at::tensor(values, x.options());
-}
 
 std::vector<PlainRule> every_rule() {
   PlainRule sgd = plain(0.1), nesterov = plain(0.05), adam = plain(0.03), adamw = plain(0.03);
@@ -237,33 +182,12 @@ TEST(GoldInvariants, LinearSolversAreLinearInTheRightHandSide) {
   }
 }
 
-// g and f of y = Pᵀ z, with P orthogonal: the same problem in other coordinates.
-class Rotated final : public TestProblem {
- public:
-  Rotated(const Problem& base, at::Tensor P) : base_(base), P_(std::move(P)) {
-    outer_layout_ = base.outer_layout();
-    inner_layout_.add("z", {P_.size(0)});
-    x0_ = base.initial_outer();
-    y0_ = P_.mv(base.initial_inner(x0_, 0));
-  }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override {
-    return base_.inner_loss(x, P_.t().mv(z), batch);
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override {
-    return base_.outer_loss(x, P_.t().mv(z), batch);
-  }
-
- private:
-  const Problem& base_;
-  at::Tensor P_;
-};
-
 TEST(GoldInvariants, ARotationOfYChangesNoHypergradient) {
   const MlpProblem problem;
   const at::Tensor x = problem.initial_outer();
   const int64_t dy = problem.inner_layout().size();
   const at::Tensor P = std::get<0>(at::linalg_qr(Stream(5, "rotation").at(0).normal({dy, dy})));
-  const Rotated rotated(problem, P);
+  const RotatedProblem rotated(problem, P);
   const RuleSolver solver = rule_solver(plain(0.1), 9);
   const auto both = [&](const Estimator& estimator, const InnerSolver& by) {
     const Hypergradient here = estimate(estimator, problem, by, x), there = estimate(estimator, rotated, by, x);

@@ -162,7 +162,10 @@ class Job {
       poll();
       const at::Tensor& weights = candidate.of_fold.empty() ? candidate.weights : candidate.of_fold[k];
       const bool known = !candidate.of_fold.empty() && convex() && fold_starts[k].defined();
-      const at::Tensor y = trainer_.fit(with_trusted(weights, k), ridge, known ? fold_starts[k] : score.y, kRough).y;
+      // A rough fit that begins where the fold was known remembers it, if the fold is more than a small part of the data.
+      const at::Tensor kept = with_trusted(weights, k);
+      const bool small = static_cast<double>(folds_[k].size(0)) < 0.02 * kept.sum().item<double>();
+      const at::Tensor y = trainer_.fit(kept, ridge, known ? fold_starts[k] : small ? score.y : at::Tensor{}, kRough).y;
       fold_starts[k] = y;
       const at::Tensor z = trainer_.logits(y, trusted_features_.index_select(0, folds_[k]));
       const at::Tensor labels = data_.trusted.labels.index_select(0, folds_[k]);

@@ -13,7 +13,7 @@ struct TrainerOptions {
   std::string loss = "softmax";
   int64_t outputs = 0;      // C
   int64_t epochs = 12;      // of a network, on all rows; fewer rows get more epochs, so that each fit has as many updates
-  int64_t updates = 200;    // of a network, at least: a few hundred rows are a handful of batches
+  int64_t updates = 400;    // of a network, at least: a few hundred rows are a handful of batches
   int64_t batch = 128;      // of a network
   double lr = 1e-3;         // of a network's Adam; falls to zero along the fit
   uint64_t seed = 0;

@@ -25,7 +25,8 @@ CsvTable predictions_table(const Prediction& prediction, const TrainedModel& mod
     return c < static_cast<int64_t>(names.size()) ? names[static_cast<size_t>(c)] : std::to_string(c);
   };
   if (classes) table.columns.emplace_back("label");
-  for (int64_t c = 0; c < numbers.size(1); ++c) table.columns.push_back(classes ? "p(" + name(c) + ")" : fmt::format("value{}", c));
+  for (int64_t c = 0; c < numbers.size(1); ++c)
+    table.columns.push_back(classes ? "p(" + name(c) + ")" : fmt::format("value{}", c));
   for (int64_t i = 0; i < numbers.size(0); ++i) {
     std::vector<std::string> row = {std::to_string(i)};
     if (classes) row.push_back(name(prediction.labels[i].item<int64_t>()));
@@ -45,7 +46,8 @@ void add_predict(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("predict", "Apply a trained model to new rows.");
   command->add_option("model", a->model, "model.safetensors of a run")->required()->type_name("MODEL");
   command->add_option("--data", a->data, "the rows, in the form of the training data")->required()->type_name("FILE");
-  command->add_option("--label", a->label, "label column, where the rows have one: its accuracy is reported")->type_name("COLUMN");
+  command->add_option("--label", a->label, "label column, where the rows have one: its accuracy is reported")
+      ->type_name("COLUMN");
   command->add_option("--y", a->y, "labels of arrays, likewise: .npy or IDX")->type_name("FILE");
   command->add_option("--out", a->out, "a .csv file; standard output unless given")->type_name("FILE");
   command->footer("Example:\n  bilevel predict runs/trust/model.safetensors --data new.csv --out predictions.csv");

@@ -65,10 +65,12 @@ Config configuration(const Arguments& a) {
     more("data.trusted", a.trusted, a.trusted_y);
     more("data.test", a.test, a.test_y);
     set("data.trusted_fraction", a.trusted_fraction);
-    require(a.simulate.empty() && a.builtin.empty(), "reweight: --simulate and --builtin belong to the demonstration, which runs without --data.");
+    require(a.simulate.empty() && a.builtin.empty(),
+            "reweight: --simulate and --builtin belong to the demonstration, which runs without --data.");
   } else {
     require((a.label + a.source + a.y + a.trusted + a.trusted_y + a.trusted_fraction + a.test + a.test_y).empty(),
-            "reweight: --label, --source, --y, --trusted and --test belong to --data, which is missing. Without any of them the demonstration runs.");
+            "reweight: --label, --source, --y, --trusted and --test belong to --data, which is missing. Without any of them the "
+            "demonstration runs.");
     text("data.simulate", a.simulate);
     text("data.builtin", a.builtin);
   }
@@ -91,7 +93,11 @@ int reweight(Config config, std::string out, bool json) {
       std::filesystem::create_directories(parent, none);
     }
     const LabelFile file = request_labels(job, path);
-    if (json) fmt::print("{}\n", nlohmann::ordered_json{{"status", "BAD"}, {"message", file.message}, {"rows_to_label", file.rows}, {"file", path}}.dump(2));
+    if (json)
+      fmt::print(
+          "{}\n",
+          nlohmann::ordered_json{{"status", "BAD"}, {"message", file.message}, {"rows_to_label", file.rows}, {"file", path}}.dump(
+              2));
     fmt::print(stderr, "{}\n", file.message);
     return 1;
   }
@@ -100,7 +106,8 @@ int reweight(Config config, std::string out, bool json) {
     if (json) {
       fmt::print("{}", read_file(beside(out, "/summary.json")));
     } else {
-      fmt::print("{}\nThe whole report: {}\n", render_terminal(report, terminal_width(), color_on_stdout()), beside(out, "/report.html"));
+      fmt::print("{}\nThe whole report: {}\n", render_terminal(report, terminal_width(), color_on_stdout()),
+                 beside(out, "/report.html"));
     }
   } catch (const Interrupted&) {
     fmt::print(stderr, "Interrupted; nothing was written. The job takes the same way again when it is started again.\n");
@@ -113,7 +120,8 @@ void add_reweight(CLI::App& app, Action& action) {
   auto a = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand(
       "reweight", "Learn from a few trusted samples how far to trust each source of labels, and train a better model for it.");
-  command->add_option("--data", a->data, "samples with doubtful labels: .csv, .npy, IDX, or a folder of .csv files, one per source")
+  command
+      ->add_option("--data", a->data, "samples with doubtful labels: .csv, .npy, IDX, or a folder of .csv files, one per source")
       ->type_name("FILE");
   command->add_option("--label", a->label, "label column of a .csv")->type_name("COLUMN");
   command->add_option("--source", a->source, "source column of a .csv, or a .npy file of source numbers")->type_name("COLUMN");
@@ -129,7 +137,9 @@ void add_reweight(CLI::App& app, Action& action) {
   command->add_option("--seeds", a->seeds, "repeat with so many seeds; the table shows mean ± standard error")->type_name("N");
   command->add_option("--seed", a->seed, "the first seed")->type_name("N");
   command->add_option("--threads", a->threads, "threads of LibTorch")->type_name("N");
-  command->add_option("--simulate", a->simulate, "labellers of the demonstration: mixed, or swapping (14 of 20 swap look-alike classes)")
+  command
+      ->add_option("--simulate", a->simulate,
+                   "labellers of the demonstration: mixed, or swapping (14 of 20 swap look-alike classes)")
       ->check(CLI::IsMember({"mixed", "swapping"}));
   command->add_option("--builtin", a->builtin, "images of the demonstration")->check(CLI::IsMember({"fashion-mnist", "digits"}));
   command->add_option("--set", a->sets, "change one key, for example --set reweight.steps=20; may be given again")
@@ -139,11 +149,10 @@ void add_reweight(CLI::App& app, Action& action) {
   command->add_option("--out", a->out, "the results' directory, new or empty; runs/reweight-<n> unless given")->type_name("DIR");
   command->add_flag("--json", a->json, "print one JSON object (summary.json) on stdout, and nothing else");
   command->footer(
-      "Without --data, the demonstration: 12,000 images, each labelled by one of twenty simulated labellers, and 200 trusted ones.\n\n"
+      "Without --data, the demonstration: 12,000 images, each labelled by one of twenty simulated labellers, and 200 trusted "
+      "ones.\n\n"
       "Example:\n  bilevel reweight --data labels.csv --label species --source observer --trusted checked.csv --out runs/trust");
-  command->callback([a, &action] {
-    action = [a] { return reweight(configuration(*a), a->out, a->json); };
-  });
+  command->callback([a, &action] { action = [a] { return reweight(configuration(*a), a->out, a->json); }; });
 }
 
 }  // namespace bilevel::cli

@@ -17,7 +17,8 @@ void add_run(CLI::App& app, Action& action) {
   arguments->config.add_to(*command);
   command->add_option("--out", arguments->out, "the run's directory, new or empty; runs/<name of CONFIG>-<n> unless given")
       ->type_name("DIR");
-  command->footer("Example:\n  bilevel new supervised > ridge.toml\n  bilevel run ridge.toml --out runs/ridge --set outer.steps=30");
+  command->footer(
+      "Example:\n  bilevel new supervised > ridge.toml\n  bilevel run ridge.toml --out runs/ridge --set outer.steps=30");
   command->callback([arguments, &action] {
     action = [arguments] {
       const std::string out = arguments->out.empty() ? default_run_directory(arguments->config.path) : arguments->out;

@@ -26,8 +26,8 @@ at::Tensor Gram::factor(double curvature, double ridge) const {
     M.diagonal().add_(ridge + 1e-6 * M.diagonal().mean().item<double>());  // definite, however small the ridge
     if (bias_) M.diagonal()[-1].add_(1e-3 * curvature);
     inverse = at::cholesky_inverse(at::linalg_cholesky(M)).to(dtype_);
-    if (inverses_.size() > 16) inverses_.erase(inverses_.begin()->first == std::pair(curvature, ridge) ? std::next(inverses_.begin())
-                                                                                                       : inverses_.begin());
+    if (inverses_.size() > 16)
+      inverses_.erase(inverses_.begin()->first == std::pair(curvature, ridge) ? std::next(inverses_.begin()) : inverses_.begin());
   }
   return inverses_[{curvature, ridge}];
 }

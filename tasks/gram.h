@@ -16,8 +16,9 @@ class Gram {
   /// Features [n, d], rows weighted alike.
   Gram(const at::Tensor& features, bool bias);
 
-  /// v ↦ M⁻¹ v for weights [C, d] row by row and then, with a bias, [C]:  M = curvature · XᵀX / n + ridge I, the same for each class;
-  /// the bias has a small ridge of its own. `curvature` is rounded to a power of two, so that a factor made once serves again.
+  /// v ↦ M⁻¹ v for weights [C, d] row by row and then, with a bias, [C]:  M = curvature · XᵀX / n + ridge I, the same for each
+  /// class; the bias has a small ridge of its own. `curvature` is rounded to a power of two, so that a factor made once serves
+  /// again.
   Problem::Preconditioner inverse(int64_t classes, double curvature, double ridge) const;
 
  private:

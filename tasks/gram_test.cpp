@@ -114,7 +114,8 @@ TEST(Gram, LetsLbfgsReachTheSameMinimumInFewerGradients) {
     gradients.push_back(oracle.cost().gradients);
   }
   // All biases may rise alike.
-  for (at::Tensor& one : y) one = at::cat({one.narrow(0, 0, kC * kD), one.narrow(0, kC * kD, kC) - one.narrow(0, kC * kD, kC).mean()});
+  for (at::Tensor& one : y)
+    one = at::cat({one.narrow(0, 0, kC * kD), one.narrow(0, kC * kD, kC) - one.narrow(0, kC * kD, kC).mean()});
   EXPECT_LT(distance(y[0], y[1]), 1e-5);
   EXPECT_GT(number(y[0].norm()), 0.1);
   EXPECT_LT(gradients[0], gradients[1]);

@@ -8,13 +8,13 @@ namespace bilevel {
 
 /// The implicit hypergradient, group by group of the outer samples.
 ///
-/// Its value is that of the whole outer set, the mean over the groups weighted by their sizes; beside it the hypergradient of each
-/// group is kept, from which follow how much of the hypergradient is signal, and how x would have moved without a group or on a
-/// resample of them.
+/// Its value is that of the whole outer set, the mean over the groups weighted by their sizes; beside it the hypergradient of
+/// each group is kept, from which follow how much of the hypergradient is signal, and how x would have moved without a group or
+/// on a resample of them.
 class GroupedImplicit final : public Estimator {
  public:
-  /// `groups` are index vectors (int64) that part the outer samples. What `estimate` finds is appended to `history`, [G, dx] a call.
-  /// `inner_batches` says which inner samples the products with ∂y r and ∂x r are taken on, by the outer step.
+  /// `groups` are index vectors (int64) that part the outer samples. What `estimate` finds is appended to `history`, [G, dx] a
+  /// call. `inner_batches` says which inner samples the products with ∂y r and ∂x r are taken on, by the outer step.
   GroupedImplicit(std::unique_ptr<Implicit> implicit, std::vector<at::Tensor> groups, BatchPlan inner_batches,
                   std::vector<at::Tensor>& history);
   std::string_view name() const override { return "implicit"; }

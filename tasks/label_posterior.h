@@ -17,7 +17,7 @@ struct LabelPosterior {
 ///
 /// `probabilities` P is [C, n], out of fold: a classifier that has seen the label of sample i would only repeat it. `labels` and
 /// `sources` are int64 [n]. `prior` is the pseudo-count of each entry of T.
-LabelPosterior label_posterior(const at::Tensor& probabilities, const at::Tensor& labels, const at::Tensor& sources, int64_t source_count,
-                               int64_t iterations = 3, double prior = 0.5);
+LabelPosterior label_posterior(const at::Tensor& probabilities, const at::Tensor& labels, const at::Tensor& sources,
+                               int64_t source_count, int64_t iterations = 3, double prior = 0.5);
 
 }  // namespace bilevel

@@ -8,9 +8,10 @@
 namespace bilevel {
 namespace {
 
-// Three sources over four classes: one is honest, one swaps 0 ↔ 1 in 80 % of the cases, one draws labels at random. The classifier
-// guesses right in 70 % of the cases, and its P is what its guesses are worth: the share of each true class among the samples of a
-// source with that guess. Without a prior the iteration then climbs to the confusions themselves, slowly where these are 0 or 1.
+// Three sources over four classes: one is honest, one swaps 0 ↔ 1 in 80 % of the cases, one draws labels at random. The
+// classifier guesses right in 70 % of the cases, and its P is what its guesses are worth: the share of each true class among the
+// samples of a source with that guess. Without a prior the iteration then climbs to the confusions themselves, slowly where these
+// are 0 or 1.
 TEST(LabelPosterior, RecoversTheConfusionOfEachSource) {
   constexpr int64_t kN = 12000, kClasses = 4, kSources = 3;
   Draw draw = Stream(1, "posterior").at(0);

@@ -68,7 +68,8 @@ class Job {
         classes_(std::max(data.noisy.classes(), data.trusted.classes())),
         sources_(data.noisy.sources.defined() ? data.noisy.sources : at::zeros({n_}, at::kLong)),
         source_count_(std::max<int64_t>(1, static_cast<int64_t>(data.noisy.source_names.size()))),
-        trainer_(trainer_options(), {at::cat({shaped(data.noisy), shaped(data.trusted)}), at::cat({data.noisy.labels, data.trusted.labels})}),
+        trainer_(trainer_options(),
+                 {at::cat({shaped(data.noisy), shaped(data.trusted)}), at::cat({data.noisy.labels, data.trusted.labels})}),
         noisy_features_(trainer_.data().features.narrow(0, 0, n_)),
         trusted_features_(trainer_.data().features.narrow(0, n_, m_)) {
     part_the_trusted();
@@ -132,7 +133,8 @@ class Job {
     const int64_t groups = std::clamp<int64_t>(m_ / 4, 1, options_.groups);
     const int64_t folds = std::min(options_.folds, groups);
     const at::Tensor shuffled = Stream(options_.seed, "groups of the trusted").at(0).permutation(m_);
-    const at::Tensor order = shuffled.index_select(0, std::get<1>(data_.trusted.labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
+    const at::Tensor order =
+        shuffled.index_select(0, std::get<1>(data_.trusted.labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
     const at::Tensor group_of = at::empty({m_}, at::kLong).index_copy_(0, order, at::arange(m_).remainder(groups));
     for (int64_t g = 0; g < groups; ++g) groups_.push_back((group_of == g).nonzero().squeeze(1));
     for (int64_t k = 0; k < folds; ++k) folds_.push_back((group_of.remainder(folds) == k).nonzero().squeeze(1));
@@ -179,7 +181,8 @@ class Job {
   }
 
   /// Descends along the grid of ridges, from `from` on while a neighbour is better, and fits the best to the end.
-  ReweightRow row(const std::string& slug, const std::string& title, const Candidate& candidate, const at::Tensor& start, size_t from = 1) {
+  ReweightRow row(const std::string& slug, const std::string& title, const Candidate& candidate, const at::Tensor& start,
+                  size_t from = 1) {
     std::map<size_t, Score> scores;
     std::vector<at::Tensor> fold_starts(static_cast<size_t>(fold_count_));
     size_t best = std::min(from, ridges_.size() - 1);
@@ -188,7 +191,8 @@ class Job {
       const size_t here = best;
       for (const size_t next : {here + 1, here - 1}) {
         if (next >= ridges_.size()) continue;
-        if (!scores.contains(next)) scores[next] = score(candidate, ridges_[next], scores[here].y.defined() ? scores[here].y : start, fold_starts);
+        if (!scores.contains(next))
+          scores[next] = score(candidate, ridges_[next], scores[here].y.defined() ? scores[here].y : start, fold_starts);
         if (scores[next].loss < scores[best].loss) best = next;
       }
       if (best == here) break;
@@ -302,8 +306,8 @@ class Job {
                                : BatchPlan::shuffled(n_, kProductRows, Stream(options_.seed, "rows of the products"));
     Learned learned;
     std::vector<at::Tensor> found;  // by each call of the estimator, those too that a roll-back undoes
-    const auto estimator = std::make_shared<GroupedImplicit>(std::make_unique<Implicit>(std::make_unique<Cg>(cg), implicit), groups,
-                                                             rows, found);
+    const auto estimator =
+        std::make_shared<GroupedImplicit>(std::make_unique<Implicit>(std::make_unique<Cg>(cg), implicit), groups, rows, found);
     std::shared_ptr<InnerSolver> solver;
     DoubleLoopOptions loop;
     if (convex()) {
@@ -320,7 +324,8 @@ class Job {
     const DoubleLoop algorithm(oracle, solver, estimator, std::make_shared<OuterAdam>(adam), loop);
     State state = algorithm.init();
     if (!convex()) {  // a network needs a few epochs before its hypergradient means anything
-      const InnerSolution ahead = network_solver(2, problem)->solve(oracle, state.tensor("x"), 0, {state.tensor("y"), {}, 0, 0}, {});
+      const InnerSolution ahead =
+          network_solver(2, problem)->solve(oracle, state.tensor("x"), 0, {state.tensor("y"), {}, 0, 0}, {});
       state.set("y", ahead.y);
     }
     DriverOptions driver;
@@ -338,7 +343,8 @@ class Job {
     };
     const RunResult run = Driver(algorithm, driver).run(std::move(state), watch);
     if (run.outcome == Outcome::kInterrupted) throw Interrupted();
-    if (run.outcome == Outcome::kDiverged) throw std::runtime_error(fmt::format("Learning whom to trust failed. {}", run.message));
+    if (run.outcome == Outcome::kDiverged)
+      throw std::runtime_error(fmt::format("Learning whom to trust failed. {}", run.message));
     learned.x = run.state.tensor("x");
     learned.y = run.state.tensor("y");
     learned.history.resize(static_cast<size_t>(run.steps));  // the last record describes the end, and moves x no more
@@ -382,7 +388,8 @@ class Job {
 
     Candidate candidate{weights_of(learned.x), {}};
     for (size_t k = 0; k < folds_.size(); ++k) {
-      const at::Tensor without = (at::arange(G).remainder(static_cast<int64_t>(folds_.size())) != static_cast<int64_t>(k)).to(at::kDouble);
+      const at::Tensor without =
+          (at::arange(G).remainder(static_cast<int64_t>(folds_.size())) != static_cast<int64_t>(k)).to(at::kDouble);
       candidate.of_fold.push_back(weights_of(without.sum().item<double>() > 0 ? replay(learned, without) : learned.x));
     }
     stage("training with the learned weights of the sources");
@@ -473,7 +480,8 @@ class Job {
     result_.rankings["combined"] = result_.suspicion;
     spread_ = at::zeros({source_count_});
 
-    // The same in short without each fold of the trusted samples: what the posterior has learned from them does not vouch for them.
+    // The same in short without each fold of the trusted samples: what the posterior has learned from them does not vouch for
+    // them.
     for (int64_t k = 0; k < fold_count_; ++k) {
       const at::Tensor doubt = 1 - of_labels(trusted_of_fold_[k], labels);
       const at::Tensor half = doubt.le(doubt.median()).to(weights.scalar_type());
@@ -494,7 +502,9 @@ class Job {
     // each fold. By sample, both rows have been compared on the folds for which the labels were judged anew.
     const bool by_sample = options_.by == "sample";
     if (!convex() && !by_sample) stage("comparing with the trusted samples alone");
-    const auto of_row = [&](const char* slug) { return Score{result_.row(slug).held_back_loss, result_.row(slug).held_back_accuracy, {}}; };
+    const auto of_row = [&](const char* slug) {
+      return Score{result_.row(slug).held_back_loss, result_.row(slug).held_back_accuracy, {}};
+    };
     const Score trusted = by_sample ? of_row("trusted") : held_back("trusted", {zeros(), {}});
     const Score judged = by_sample ? of_row("learned") : held_back("weights", judged_);
     // The loss is no judge of a tie: models of doubtful labels are right as often with less confidence.
@@ -553,13 +563,13 @@ class Job {
   std::vector<double> ridges_;
 
   ReweightResult result_;
-  at::Tensor start_;                        // where linear fits begin
-  at::Tensor trusted_probability_;          // [n], of the given label
-  std::vector<at::Tensor> trusted_of_fold_; // [C, n] each: class probabilities by the trusted samples without the fold
-  at::Tensor weights_, final_weights_;      // [n]
-  std::vector<at::Tensor> final_of_fold_;   // [n] each; empty: final_weights_ for all
-  Candidate judged_;                        // what the trusted samples alone are compared with
-  at::Tensor spread_, error_rate_;          // [S]
+  at::Tensor start_;                         // where linear fits begin
+  at::Tensor trusted_probability_;           // [n], of the given label
+  std::vector<at::Tensor> trusted_of_fold_;  // [C, n] each: class probabilities by the trusted samples without the fold
+  at::Tensor weights_, final_weights_;       // [n]
+  std::vector<at::Tensor> final_of_fold_;    // [n] each; empty: final_weights_ for all
+  Candidate judged_;                         // what the trusted samples alone are compared with
+  at::Tensor spread_, error_rate_;           // [S]
   Cost cost_;
   int64_t peak_bytes_ = 0;
 };
@@ -640,9 +650,11 @@ ReweightResult reweight(const ReweightData& data, const ReweightOptions& options
   require(violations.empty(), fmt::format("reweight: {}.", fmt::join(violations, "; ")));
   require(data.noisy.size() > 0, "reweight: there are no samples.");
   const int64_t trusted = data.trusted.features.defined() ? data.trusted.size() : 0;
-  require(trusted >= kFewestTrusted, fmt::format("reweight: at least {} trusted samples are needed, got {}.", kFewestTrusted, trusted));
+  require(trusted >= kFewestTrusted,
+          fmt::format("reweight: at least {} trusted samples are needed, got {}.", kFewestTrusted, trusted));
   require(data.trusted.dimension() == data.noisy.dimension(),
-          fmt::format("reweight: the trusted samples have {} features, the others {}.", data.trusted.dimension(), data.noisy.dimension()));
+          fmt::format("reweight: the trusted samples have {} features, the others {}.", data.trusted.dimension(),
+                      data.noisy.dimension()));
   const at::Tensor first = data.noisy.labels.select(0, 0);
   require(data.noisy.labels.ne(first).any().item<bool>() || data.trusted.labels.ne(first).any().item<bool>(),
           "reweight: all labels are of one class, so there is nothing to learn. Does the label column hold the labels?");
@@ -652,7 +664,8 @@ ReweightResult reweight(const ReweightData& data, const ReweightOptions& options
     const auto& names = data.noisy.source_names;
     const at::Tensor counts = data.noisy.sources.bincount({}, static_cast<int64_t>(names.size()));
     for (size_t s = 0; s < names.size(); ++s) {
-      require(counts[static_cast<int64_t>(s)].item<int64_t>() > 0, fmt::format("reweight: source \"{}\" has no samples.", names[s]));
+      require(counts[static_cast<int64_t>(s)].item<int64_t>() > 0,
+              fmt::format("reweight: source \"{}\" has no samples.", names[s]));
     }
   }
   return Job(data, options, watch).run();

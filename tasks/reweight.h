@@ -15,19 +15,19 @@ namespace bilevel {
 
 /// Which samples' labels to believe, learned from a few trusted ones.
 struct ReweightOptions {
-  ModelOptions model = small();       // linear: softmax regression
-  std::string by = "source";          // what has a weight of its own while trust is learned: "source" | "sample"
-  int64_t steps = 10;                 // of x; the ranking of the sources is best after about ten, later steps only sharpen it
-  double lr = 0.3;                    // of x, by Adam with one second moment for all of x
-  double ridge = 3e-3;                // ½ ridge ‖w‖² while trust is learned
-  int64_t iterations = 8;             // products of CG in one hypergradient
-  double damping = 1e-2;              // networks: added to the Gauss–Newton matrix, which is singular
-  int64_t groups = 10;                // of the trusted set: they tell signal from noise, and give folds and resamples
-  double signal = 0.5;                // stop where less than this share of the hypergradient is signal
-  int64_t resamples = 50;             // of the trusted set, for the spread of the weights
-  int64_t folds = 5;                  // of the trusted set, for the choice of ridge and thresholds
-  int64_t posterior_rounds = 2;       // of the posterior that each given label is right
-  std::vector<double> ridges;         // the grid for every row; empty: by the model
+  ModelOptions model = small();  // linear: softmax regression
+  std::string by = "source";     // what has a weight of its own while trust is learned: "source" | "sample"
+  int64_t steps = 10;            // of x; the ranking of the sources is best after about ten, later steps only sharpen it
+  double lr = 0.3;               // of x, by Adam with one second moment for all of x
+  double ridge = 3e-3;           // ½ ridge ‖w‖² while trust is learned
+  int64_t iterations = 8;        // products of CG in one hypergradient
+  double damping = 1e-2;         // networks: added to the Gauss–Newton matrix, which is singular
+  int64_t groups = 10;           // of the trusted set: they tell signal from noise, and give folds and resamples
+  double signal = 0.5;           // stop where less than this share of the hypergradient is signal
+  int64_t resamples = 50;        // of the trusted set, for the spread of the weights
+  int64_t folds = 5;             // of the trusted set, for the choice of ridge and thresholds
+  int64_t posterior_rounds = 2;  // of the posterior that each given label is right
+  std::vector<double> ridges;    // the grid for every row; empty: by the model
   uint64_t seed = 0;
 
   std::vector<std::string> violations() const;
@@ -46,11 +46,11 @@ struct ReweightOptions {
 void read(Section& section, ReweightOptions& options);
 
 struct ReweightData {
-  Dataset noisy;        // labels in doubt, with their sources
-  Dataset trusted;      // labels that the user vouches for
-  Dataset test;         // only reported; features undefined: none
-  at::Tensor truth;     // int64 [n], of the noisy samples, where they were simulated; used for figures only
-  at::Tensor rows;      // int64 [n]: which rows of what the user gave the noisy samples are; undefined: 0 … n − 1
+  Dataset noisy;     // labels in doubt, with their sources
+  Dataset trusted;   // labels that the user vouches for
+  Dataset test;      // only reported; features undefined: none
+  at::Tensor truth;  // int64 [n], of the noisy samples, where they were simulated; used for figures only
+  at::Tensor rows;   // int64 [n]: which rows of what the user gave the noisy samples are; undefined: 0 … n − 1
 };
 
 /// Fewer trusted samples than this tell nothing.
@@ -59,13 +59,13 @@ inline constexpr int64_t kFewestTrusted = 10;
 /// One way to use the data.
 struct ReweightRow {
   std::string slug, title;
-  std::optional<double> accuracy;   // on the test set
-  double held_back_accuracy = 0;    // on the folds of the trusted set
+  std::optional<double> accuracy;  // on the test set
+  double held_back_accuracy = 0;   // on the folds of the trusted set
   double held_back_loss = 0;
   double ridge = 0;
   std::optional<double> threshold;
-  double stationarity = 0;          // of the final fit
-  at::Tensor y;                     // the model
+  double stationarity = 0;  // of the final fit
+  at::Tensor y;             // the model
 };
 
 struct SourceTrust {
@@ -84,13 +84,13 @@ struct ReweightResult {
   at::Tensor x;               // learned
   at::Tensor weights;         // [n], of the noisy samples in the final fit, mean 1 over all samples
   double trusted_weight = 1;  // of each trusted sample in the same fit
-  at::Tensor suspicion;       // [n], in 0…1: the probability that the given label is wrong; by sample a rank, 1 the most doubted
-  at::Tensor suggested;       // int64 [n]
+  at::Tensor suspicion;  // [n], in 0…1: the probability that the given label is wrong; by sample a rank, 1 the most doubted
+  at::Tensor suggested;  // int64 [n]
   std::map<std::string, at::Tensor> rankings;  // [n] each, larger: more suspicious; what `suspicion` was made from, by sample
   std::optional<double> rank_correlation;      // of trust with the true accuracy of the sources (Spearman)
   std::map<std::string, double> auc;           // of each ranking, where the truth is known
-  std::string recommended;    // slug of the row whose model is saved
-  std::string warning;        // one sentence where learned does not beat trusted-only on held-back trusted samples
+  std::string recommended;                     // slug of the row whose model is saved
+  std::string warning;  // one sentence where learned does not beat trusted-only on held-back trusted samples
   std::vector<Record> records;
   Cost cost;
   const ReweightRow& row(const std::string& slug) const;

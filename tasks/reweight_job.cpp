@@ -43,7 +43,8 @@ CsvTable sources_table(const ReweightResult& result) {
   return table;
 }
 
-/// The input with weight, suspicion and suggested label of each row, in the order of the input; the trusted ones keep their label.
+/// The input with weight, suspicion and suggested label of each row, in the order of the input; the trusted ones keep their
+/// label.
 CsvTable cleaned_table(const ReweightJob& job, const ReweightData& data, const ReweightResult& result) {
   const Dataset& given = job.given();
   std::vector<int64_t> sample_of(static_cast<size_t>(given.size()), -1);
@@ -72,7 +73,8 @@ CsvTable cleaned_table(const ReweightJob& job, const ReweightData& data, const R
     } else {
       const Dataset& from = k < 0 ? given : data.noisy;
       const int64_t j = k < 0 ? i : k;
-      const std::string source = from.sources.defined() ? from.source_names[static_cast<size_t>(from.sources[j].item<int64_t>())] : "";
+      const std::string source =
+          from.sources.defined() ? from.source_names[static_cast<size_t>(from.sources[j].item<int64_t>())] : "";
       row = {std::to_string(i), source, class_name(from.labels, j)};
     }
     const double weight = k < 0 ? result.trusted_weight : result.weights[k].item<double>();
@@ -160,8 +162,9 @@ void write_results(const ReweightJob& job, const ReweightData& first, const std:
                    const std::vector<TableRow>& rows, const Report& report, const std::string& out) {
   const ReweightResult& result = results.front();
   const ReweightRow& chosen = result.row(result.recommended);
-  const std::vector<int64_t> shape = job.options().model.kind == "cnn" ? std::vector<int64_t>{1, first.noisy.height, first.noisy.width}
-                                                                       : std::vector<int64_t>{first.noisy.dimension()};
+  const std::vector<int64_t> shape = job.options().model.kind == "cnn"
+                                         ? std::vector<int64_t>{1, first.noisy.height, first.noisy.width}
+                                         : std::vector<int64_t>{first.noisy.dimension()};
   TrainedModel model;
   model.model = job.options().model;
   model.sample_shape = shape;
@@ -176,7 +179,8 @@ void write_results(const ReweightJob& job, const ReweightData& first, const std:
   for (const Record& record : result.records) directory.append(record, {});
   RunResult run;
   run.outcome = Outcome::kDone;
-  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples." : result.warning;
+  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples."
+                                       : result.warning;
   run.worst = result.warning.empty() ? Grade::kOk : Grade::kWarn;
   run.state.set("x", result.x);
   run.state.set("y", chosen.y);
@@ -274,11 +278,13 @@ void ReweightJob::read_simulation(Section& data) {
     spec.split = "test";
     test_ = load_dataset(spec, &encoding_);
   } else if (!asked_for) {
-    notes_.push_back("Fashion-MNIST is not to be had here (Debian's package dataset-fashion-mnist): the embedded handwritten digits take its place.");
+    notes_.push_back(
+        "Fashion-MNIST is not to be had here (Debian's package dataset-fashion-mnist): the embedded handwritten digits take its "
+        "place.");
   }
   if (samples_ < 40 || trusted_samples_ < 10 || samples_ + trusted_samples_ > noisy_.size()) {
-    data.fail("samples", fmt::format("{} samples and {} trusted ones should be at least 40 and 10, and at most {} together.", samples_,
-                                     trusted_samples_, noisy_.size()));
+    data.fail("samples", fmt::format("{} samples and {} trusted ones should be at least 40 and 10, and at most {} together.",
+                                     samples_, trusted_samples_, noisy_.size()));
   }
 }
 
@@ -292,7 +298,9 @@ void ReweightJob::read_files(Section& data) {
   }
   noisy_ = load_dataset(noisy_spec_, nullptr, &encoding_);
   if (options_.by == "source" && !noisy_.sources.defined()) {
-    data.fail("noisy", "which source each sample comes from is not said: name its column or file with source (--source), or weigh the samples one by one (--by sample).");
+    data.fail("noisy",
+              "which source each sample comes from is not said: name its column or file with source (--source), or weigh the "
+              "samples one by one (--by sample).");
   }
   if (bilevel::is_table(noisy_spec_)) table_ = load_table(noisy_spec_);
   if (has_file) trusted_ = load_dataset(read_spec(data, "trusted"), &encoding_);
@@ -300,16 +308,21 @@ void ReweightJob::read_files(Section& data) {
   for (const Dataset* one : {&noisy_, &trusted_, &test_}) notes_.insert(notes_.end(), one->notes.begin(), one->notes.end());
   const int64_t trusted = has_file ? trusted_.size() : trusted_count();
   if ((has_file || trusted_fraction_ > 0) && trusted < kFewestTrusted) {
-    data.fail(has_file ? "trusted" : "trusted_fraction",
-              fmt::format("{} trusted samples are too few: {} are the least that can tell anything, and a few dozen for each class are good.",
-                          trusted, kFewestTrusted));
+    data.fail(
+        has_file ? "trusted" : "trusted_fraction",
+        fmt::format(
+            "{} trusted samples are too few: {} are the least that can tell anything, and a few dozen for each class are good.",
+            trusted, kFewestTrusted));
   }
   if (trusted_fraction_ > 0 && noisy_.size() - trusted < kFewestTrusted) {
-    data.fail("trusted_fraction", fmt::format("{} of the {} rows would be trusted, and nothing is left to learn about.", trusted, noisy_.size()));
+    data.fail("trusted_fraction",
+              fmt::format("{} of the {} rows would be trusted, and nothing is left to learn about.", trusted, noisy_.size()));
   }
 }
 
-int64_t ReweightJob::trusted_count() const { return static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(noisy_.size()))); }
+int64_t ReweightJob::trusted_count() const {
+  return static_cast<int64_t>(std::llround(trusted_fraction_ * static_cast<double>(noisy_.size())));
+}
 
 bool ReweightJob::has_trusted() const { return !simulate_.empty() || trusted_fraction_ > 0 || trusted_.features.defined(); }
 bool ReweightJob::is_table() const { return !table_.rows.empty(); }
@@ -341,8 +354,8 @@ ReweightData ReweightJob::data(uint64_t seed) const {
     data.test = noisy_.select(order.narrow(0, samples_ + trusted_samples_, noisy_.size() - samples_ - trusted_samples_));
   }
   const std::vector<Labeller> labellers = simulate_ == "mixed" ? mixed_labellers(seed) : swapping_labellers(seed);
-  const NoisyLabels labels =
-      simulate_labels(data.noisy.labels, labellers, builtin_ == "digits" ? digits_look_alikes() : fashion_mnist_look_alikes(), seed);
+  const NoisyLabels labels = simulate_labels(data.noisy.labels, labellers,
+                                             builtin_ == "digits" ? digits_look_alikes() : fashion_mnist_look_alikes(), seed);
   data.truth = data.noisy.labels;
   data.noisy.labels = labels.labels;
   data.noisy.sources = labels.sources;
@@ -373,7 +386,8 @@ Report run_reweight(const ReweightJob& job, const std::string& out, const RunFro
       if (front.notice) front.notice(of + name + " …");
     };
     watch.record = [&](const Record& record) {
-      if (!progress) progress.emplace(front.progress, options.by == "sample" ? std::min<int64_t>(options.steps, 6) : options.steps);
+      if (!progress)
+        progress.emplace(front.progress, options.by == "sample" ? std::min<int64_t>(options.steps, 6) : options.steps);
       progress->update(record);
     };
     results.push_back(reweight(data, options, watch));
@@ -398,15 +412,17 @@ LabelFile request_labels(const ReweightJob& job, const std::string& path) {
   table.columns = {"row", "source", "label", "doubt", "reason"};
   for (const LabelRequest& request : rows_to_label(data, job.options(), each)) {
     const auto label = static_cast<size_t>(data.labels[request.row].item<int64_t>());
-    table.rows.push_back({std::to_string(request.row), request.source, data.class_names[label], format_fixed(request.doubt, 4), request.reason});
+    table.rows.push_back(
+        {std::to_string(request.row), request.source, data.class_names[label], format_fixed(request.doubt, 4), request.reason});
   }
   write_csv(table, path);
   const auto rows = static_cast<int64_t>(table.rows.size());
-  return {rows, fmt::format(
-      "There are no trusted samples to learn from. Check the labels of the {} rows in {} (rows counted from 0; for each source the most "
-      "doubted ones, and as many at random), put them with their right labels into a file of its own, and give it with --trusted. "
-      "If you vouch for a random part of all rows as they are, --trusted-fraction 0.02 takes 2 % of them.",
-      rows, path)};
+  return {rows, fmt::format("There are no trusted samples to learn from. Check the labels of the {} rows in {} (rows counted "
+                            "from 0; for each source the most "
+                            "doubted ones, and as many at random), put them with their right labels into a file of its own, and "
+                            "give it with --trusted. "
+                            "If you vouch for a random part of all rows as they are, --trusted-fraction 0.02 takes 2 % of them.",
+                            rows, path)};
 }
 
 }  // namespace bilevel

@@ -18,14 +18,18 @@ Table results_table(const std::vector<TableRow>& rows, const ReweightResult& fir
   table.title = "Accuracy, %";
   table.columns = {{"trained on", false}, {tested ? "test" : "held back", true}, {"held-back trusted", true}, {"ridge", true}};
   for (const TableRow& row : rows) {
-    const Cell accuracy = row.standard_error ? Cell::mean(100 * row.accuracy, 100 * *row.standard_error, 1) : Cell(format_fixed(100 * row.accuracy, 1));
+    const Cell accuracy = row.standard_error ? Cell::mean(100 * row.accuracy, 100 * *row.standard_error, 1)
+                                             : Cell(format_fixed(100 * row.accuracy, 1));
     const std::string title = row.threshold ? fmt::format("{} (≥ {:g})", row.title, *row.threshold) : row.title;
-    table.rows.push_back({{Cell(title), accuracy, Cell(format_fixed(100 * row.held_back_accuracy, 1)), Cell(fmt::format("{:g}", row.ridge))},
-                          row.slug == first.recommended});
+    table.rows.push_back(
+        {{Cell(title), accuracy, Cell(format_fixed(100 * row.held_back_accuracy, 1)), Cell(fmt::format("{:g}", row.ridge))},
+         row.slug == first.recommended});
   }
   table.note = fmt::format(
-      "Every row has the trusted samples in its training data, is trained to the same stationarity, and has its ridge (and threshold) "
-      "chosen on the trusted samples from the same grid. {} \"held-back trusted\" is the cross-validation that made this choice; the "
+      "Every row has the trusted samples in its training data, is trained to the same stationarity, and has its ridge (and "
+      "threshold) "
+      "chosen on the trusted samples from the same grid. {} \"held-back trusted\" is the cross-validation that made this choice; "
+      "the "
       "learned row's trust has seen these samples, so it is a little high there.",
       seeds > 1 ? fmt::format("Mean ± standard error over {} seeds.", seeds) : "One seed.");
   return table;
@@ -59,12 +63,17 @@ BarChart trust_chart(const ReweightResult& result, const char* label) {
 Table sources_table(const ReweightResult& result) {
   Table table;
   table.title = "Sources";
-  table.columns = {{"source", false}, {"samples", true}, {"learned weight", true}, {"weight in the final fit", true}, {"estimated wrong labels", true}};
+  table.columns = {{"source", false},
+                   {"samples", true},
+                   {"learned weight", true},
+                   {"weight in the final fit", true},
+                   {"estimated wrong labels", true}};
   const bool truth = result.sources.front().true_error_rate.has_value();
   if (truth) table.columns.push_back({"truly wrong labels", true});
   for (const SourceTrust& s : result.sources) {
-    Table::Row row{{Cell(s.name), Cell(format_count(s.samples)), s.spread > 0 ? Cell::mean(s.weight, s.spread, 3) : Cell(format_fixed(s.weight, 3)), Cell(format_fixed(s.final_weight, 2)),
-                    Cell(percent(s.error_rate))},
+    Table::Row row{{Cell(s.name), Cell(format_count(s.samples)),
+                    s.spread > 0 ? Cell::mean(s.weight, s.spread, 3) : Cell(format_fixed(s.weight, 3)),
+                    Cell(format_fixed(s.final_weight, 2)), Cell(percent(s.error_rate))},
                    false};
     if (truth) row.cells.emplace_back(percent(*s.true_error_rate));
     table.rows.push_back(std::move(row));
@@ -92,7 +101,8 @@ LineChart curve(const ReweightResult& result, const std::string& title, const st
 
 /// Indices of the `count` most suspicious samples of source s.
 std::vector<int64_t> most_doubted(const ReweightData& data, const ReweightResult& result, int64_t s, int64_t count) {
-  const at::Tensor rows = data.noisy.sources.defined() ? (data.noisy.sources == s).nonzero().squeeze(1) : at::arange(data.noisy.size());
+  const at::Tensor rows =
+      data.noisy.sources.defined() ? (data.noisy.sources == s).nonzero().squeeze(1) : at::arange(data.noisy.size());
   const at::Tensor order = result.suspicion.index_select(0, rows).argsort(0, /*descending=*/true);
   std::vector<int64_t> doubted;
   for (int64_t j = 0; j < std::min(count, rows.size(0)); ++j) doubted.push_back(rows[order[j].item<int64_t>()].item<int64_t>());
@@ -126,9 +136,10 @@ void add_doubted(Report::Section& section, const ReweightData& data, const Rewei
   table.columns = {{"row", true}, {"source", false}, {"given label", false}, {"suggested label", false}, {"suspicion", true}};
   for (int64_t s = 0; s < sources; ++s) {
     for (const int64_t i : most_doubted(data, result, s, sources == 1 ? 40 : 5)) {
-      table.rows.push_back({{Cell(std::to_string(row_of(i))), Cell(result.sources[static_cast<size_t>(s)].name), Cell(name(data.noisy.labels, i)),
-                             Cell(name(result.suggested, i)), Cell(format_fixed(result.suspicion[i].item<double>(), 2))},
-                            false});
+      table.rows.push_back(
+          {{Cell(std::to_string(row_of(i))), Cell(result.sources[static_cast<size_t>(s)].name), Cell(name(data.noisy.labels, i)),
+            Cell(name(result.suggested, i)), Cell(format_fixed(result.suspicion[i].item<double>(), 2))},
+           false});
     }
   }
   table.note = "Rows of the input are counted from 0.";
@@ -170,9 +181,10 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   report.title = "Whom to trust";
   report.subtitle = fmt::format("{} samples from {} sources, {} trusted samples, model {}", format_count(data.noisy.size()),
                                 result.sources.size(), format_count(data.trusted.size()), options.model.kind);
-  report.verdict = result.warning.empty()
-                       ? Report::Verdict{Grade::kOk, "The learned weights beat the trusted samples alone on held-back trusted samples."}
-                       : Report::Verdict{Grade::kWarn, result.warning};
+  report.verdict =
+      result.warning.empty()
+          ? Report::Verdict{Grade::kOk, "The learned weights beat the trusted samples alone on held-back trusted samples."}
+          : Report::Verdict{Grade::kWarn, result.warning};
 
   double best_simple = 0;
   std::string best_title;
@@ -185,9 +197,11 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   }
   Report::Section answer{"The answer", {}};
   Figures figures;
-  figures.figures.push_back({"learned", percent(find("learned")->accuracy), tested ? "of the test samples right" : "of held-back trusted samples right"});
+  figures.figures.push_back({"learned", percent(find("learned")->accuracy),
+                             tested ? "of the test samples right" : "of held-back trusted samples right"});
   figures.figures.push_back({"best simple way", percent(best_simple), best_title});
-  if (find("oracle") != rows.end()) figures.figures.push_back({"oracle", percent(find("oracle")->accuracy), "knows every wrong label"});
+  if (find("oracle") != rows.end())
+    figures.figures.push_back({"oracle", percent(find("oracle")->accuracy), "knows every wrong label"});
   if (result.rank_correlation) {
     double sum = 0;
     for (const ReweightResult& one : results) sum += one.rank_correlation.value_or(0) / static_cast<double>(results.size());
@@ -198,12 +212,14 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   report.sections.push_back(std::move(answer));
 
   Report::Section trust{"Trust", {}};
-  trust.blocks.emplace_back(Text{
-      "A weight near 1 means: labels like these made the model better on the trusted samples. A weight near 0 means: they made it worse, "
-      "so they were left out. The sign in one sentence: where the hypergradient of a source's weight is negative, more weight lowers the "
-      "loss on the trusted samples, and the weight goes up.\n\nA weight is not the share of right labels: that is estimated "
-      "apart, from a model that has not seen the labels it judges, and is shown beside it.",
-      Text::Tone::kNote});
+  trust.blocks.emplace_back(
+      Text{"A weight near 1 means: labels like these made the model better on the trusted samples. A weight near 0 means: they "
+           "made it worse, "
+           "so they were left out. The sign in one sentence: where the hypergradient of a source's weight is negative, more "
+           "weight lowers the "
+           "loss on the trusted samples, and the weight goes up.\n\nA weight is not the share of right labels: that is estimated "
+           "apart, from a model that has not seen the labels it judges, and is shown beside it.",
+           Text::Tone::kNote});
   if (result.sources.size() > 1) trust.blocks.emplace_back(trust_chart(result, "weight and share, 0…1"));
   trust.blocks.emplace_back(sources_table(result));
   if (!result.auc.empty()) {
@@ -216,7 +232,8 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   Report::Section doubted{"The most doubted samples", {}};
   doubted.blocks.emplace_back(Text{
       options.by == "sample"
-          ? "Suspicion is a rank: 1 for the most doubted label of all, 0 for the least. It joins what the habits of the source say "
+          ? "Suspicion is a rank: 1 for the most doubted label of all, 0 for the least. It joins what the habits of the source "
+            "say "
             "with the confidence of a model that has not seen the label."
           : "Suspicion is the probability that the given label is wrong, as the model and the habits of the source say together.",
       Text::Tone::kPlain});

@@ -14,7 +14,7 @@ struct TableRow {
   double accuracy = 0;                   // on the test set, or on held-back trusted samples where there is none
   std::optional<double> standard_error;  // over the seeds
   double held_back_accuracy = 0;
-  double ridge = 0;                      // of the first seed, like what follows
+  double ridge = 0;  // of the first seed, like what follows
   std::optional<double> threshold;
   double stationarity = 0;
 };

@@ -27,7 +27,8 @@ constexpr int64_t kN = 600, kM = 40, kD = 30, kC = 3, kSources = 5;
 
 double number(const at::Tensor& tensor) { return tensor.item<double>(); }
 
-/// Three clouds, in so many dimensions that few samples do not tell where they are; source 4 calls most samples by the next class, the others are wrong in 0, 5, 10, 15 % of the cases.
+/// Three clouds, in so many dimensions that few samples do not tell where they are; source 4 calls most samples by the next
+/// class, the others are wrong in 0, 5, 10, 15 % of the cases.
 ReweightData data(uint64_t seed = 0, bool random_labels = false) {
   const Stream stream(seed, "reweight test");
   const auto cloud = [&](int64_t t, int64_t n) {
@@ -46,7 +47,8 @@ ReweightData data(uint64_t seed = 0, bool random_labels = false) {
   data.noisy.sources = at::arange(kN).remainder(kSources);
   data.noisy.source_names = {"a", "b", "c", "d", "e"};
   Draw draw = stream.at(3);
-  const at::Tensor rate = random_labels ? at::ones({kSources}, at::kDouble) : at::tensor({0.0, 0.05, 0.1, 0.15, 0.85}, at::kDouble);
+  const at::Tensor rate =
+      random_labels ? at::ones({kSources}, at::kDouble) : at::tensor({0.0, 0.05, 0.1, 0.15, 0.85}, at::kDouble);
   const at::Tensor wrong = draw.uniform({kN}) < rate.index_select(0, data.noisy.sources);
   const at::Tensor other = random_labels ? draw.integers(kC, {kN}) : (data.truth + 1).remainder(kC);
   data.noisy.labels = at::where(wrong, other, data.truth);
@@ -90,7 +92,8 @@ TEST(Reweight, JudgesTheTrustedSamplesAloneOnWhatTheyHaveNotSeen) {
   EXPECT_GT(held_back, tested - 0.15);
 }
 
-// The grouped estimator, its coarse linear solves and the preconditioners are shortcuts on one way: that of the plain double loop.
+// The grouped estimator, its coarse linear solves and the preconditioners are shortcuts on one way: that of the plain double
+// loop.
 TEST(Reweight, TakesTheWayOfAPlainDoubleLoop) {
   const ReweightData given = data();
   ReweightOptions options;
@@ -211,7 +214,8 @@ TEST(Reweight, RefusesDataThatCannotServe) {
   options.by = "row";
   options.steps = 0;
   options.folds = 1;
-  EXPECT_THAT(message(data(), options), testing::AllOf(HasSubstr("by = \"row\""), HasSubstr("steps = 0"), HasSubstr("folds = 1")));
+  EXPECT_THAT(message(data(), options),
+              testing::AllOf(HasSubstr("by = \"row\""), HasSubstr("steps = 0"), HasSubstr("folds = 1")));
 }
 
 TEST(RowsToLabel, AsksForTheMostDoubtedAndForARandomSampleOfEachSource) {
@@ -242,8 +246,9 @@ TEST(RankCorrelation, IsThatOfScipyWithTiesToo) {
   EXPECT_NEAR(rank_correlation(at::tensor({0.3, 1.2, -0.7, 1.2, 2.5, 0.3, 0.3, 4.0}, at::kDouble),
                                at::tensor({1.0, 2.0, 0.5, 3.0, 2.0, -1.0, 2.0, 0.7}, at::kDouble)),
               0.40252368434130215, 1e-14);
-  EXPECT_NEAR(rank_correlation(at::tensor({3.1, 0.2, 9.0, 4.4, -2.0}, at::kDouble), at::tensor({1.0, 2.5, 3.5, 3.0, 0.1}, at::kDouble)),
-              0.9, 1e-14);
+  EXPECT_NEAR(
+      rank_correlation(at::tensor({3.1, 0.2, 9.0, 4.4, -2.0}, at::kDouble), at::tensor({1.0, 2.5, 3.5, 3.0, 0.1}, at::kDouble)),
+      0.9, 1e-14);
 }
 
 TEST(AreaUnderCurve, IsThatOfScikitLearnWithTiesToo) {
@@ -251,7 +256,8 @@ TEST(AreaUnderCurve, IsThatOfScikitLearnWithTiesToo) {
   EXPECT_NEAR(area_under_curve(at::tensor({0.1, 0.4, 0.35, 0.8, 0.4, 0.4, 0.9, 0.1}, at::kDouble),
                                at::tensor({0, 0, 1, 1, 1, 0, 0, 1}, at::kLong) == 1),
               0.40625, 1e-14);
-  EXPECT_NEAR(area_under_curve(at::tensor({0.1, 0.2, 0.7, 0.6}, at::kDouble), at::tensor({0, 1, 1, 1}, at::kLong) == 1), 1.0, 1e-14);
+  EXPECT_NEAR(area_under_curve(at::tensor({0.1, 0.2, 0.7, 0.6}, at::kDouble), at::tensor({0, 1, 1, 1}, at::kLong) == 1), 1.0,
+              1e-14);
   EXPECT_THROW(area_under_curve(at::ones({3}, at::kDouble), at::ones({3}, at::kBool)), Error);
 }
 

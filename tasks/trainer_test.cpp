@@ -153,7 +153,9 @@ TEST(Trainer, APollCanEndTheFitOfANetwork) {
 TEST(Trainer, GivesTheSameBitsAgain) {
   for (const char* kind : {"linear", "mlp"}) {
     const at::Tensor w = draw(2).uniform({kN});
-    EXPECT_TRUE(Trainer(options(kind), samples()).fit(w, 0.01, {}, 1e-6).y.equal(Trainer(options(kind), samples()).fit(w, 0.01, {}, 1e-6).y));
+    EXPECT_TRUE(Trainer(options(kind), samples())
+                    .fit(w, 0.01, {}, 1e-6)
+                    .y.equal(Trainer(options(kind), samples()).fit(w, 0.01, {}, 1e-6).y));
   }
 }
 

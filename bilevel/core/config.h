@@ -30,7 +30,7 @@ class Section {
   void read_choice(const std::string& key, std::string& value, const std::vector<std::string>& known);
 
   bool has(const std::string& key) const;
-  bool is_text(const std::string& key) const;   // false where the key is absent
+  bool is_text(const std::string& key) const;  // false where the key is absent
   bool is_number(const std::string& key) const;
   bool is_table(const std::string& key) const;
   /// The keys in the order of the file; keys added by `Config::set` come last.

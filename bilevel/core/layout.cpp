@@ -36,7 +36,8 @@ const Part& Layout::part(const std::string& name) const {
 
 std::vector<at::Tensor> Layout::split(const at::Tensor& flat) const {
   if (flat.dim() != 1 || flat.size(0) != size_) {  // in the hot path: the message is made only when it is needed
-    throw Error(fmt::format("Layout::split: expected a vector of {} elements, got shape [{}].", size_, fmt::join(flat.sizes(), ", ")));
+    throw Error(
+        fmt::format("Layout::split: expected a vector of {} elements, got shape [{}].", size_, fmt::join(flat.sizes(), ", ")));
   }
   if (parts_.size() == 1) return {flat.view(parts_[0].shape)};
   std::vector<at::Tensor> views = flat.split_with_sizes(sizes_);
@@ -45,8 +46,7 @@ std::vector<at::Tensor> Layout::split(const at::Tensor& flat) const {
 }
 
 at::Tensor Layout::join(const std::vector<at::Tensor>& parts) const {
-  require(parts.size() == parts_.size(),
-          fmt::format("Layout::join: expected {} parts, got {}.", parts_.size(), parts.size()));
+  require(parts.size() == parts_.size(), fmt::format("Layout::join: expected {} parts, got {}.", parts_.size(), parts.size()));
   std::vector<at::Tensor> flat;
   for (size_t i = 0; i < parts.size(); ++i) {
     require(parts[i].sizes() == at::IntArrayRef(parts_[i].shape),

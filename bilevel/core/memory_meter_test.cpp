@@ -17,9 +17,7 @@ at::Tensor bytes(int64_t count) { return at::zeros({count}, at::kByte); }
 TEST(MemoryMeter, MetersWhatIsAllocatedInItsScope) {
   const MemoryMeter meter;
   const at::Tensor kept = bytes(8000);
-  {
-    const at::Tensor passing = bytes(40000);
-  }
+  { const at::Tensor passing = bytes(40000); }
   EXPECT_NEAR(static_cast<double>(meter.current_bytes()), 8000, 200);
   EXPECT_NEAR(static_cast<double>(meter.peak_bytes()), 48000, 400);
 }
@@ -34,9 +32,7 @@ TEST(MemoryMeter, ReportsToTheMetersAroundIt) {
     {
       const MemoryMeter inner;
       kept = bytes(20000);
-      {
-        const at::Tensor passing = bytes(50000);
-      }
+      { const at::Tensor passing = bytes(50000); }
       EXPECT_NEAR(static_cast<double>(inner.current_bytes()), 20000, 200);
       EXPECT_NEAR(static_cast<double>(inner.peak_bytes()), 70000, 400);
     }
@@ -94,9 +90,7 @@ TEST(MemoryMeter, GivesTheLogItsLevelBackWithTheLastMeter) {
   {
     const MemoryMeter outer;
     EXPECT_GE(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
-    {
-      const MemoryMeter inner;
-    }
+    { const MemoryMeter inner; }
     EXPECT_GE(FLAGS_caffe2_log_level, static_cast<int>(c10::GLOG_ERROR));
   }
   EXPECT_EQ(FLAGS_caffe2_log_level, level);

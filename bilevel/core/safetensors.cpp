@@ -18,7 +18,7 @@ struct Dtype {
   const char* name;
   at::ScalarType type;
 };
-constexpr Dtype kDtypes[] = {{"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16},
+constexpr Dtype kDtypes[] = {{"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf},  {"BF16", at::kBFloat16},
                              {"I64", at::kLong},   {"I32", at::kInt},   {"I16", at::kShort}, {"I8", at::kChar},
                              {"U8", at::kByte},    {"BOOL", at::kBool}};
 
@@ -68,7 +68,8 @@ SafeTensors parse_safetensors(std::string_view bytes, const std::string& name) {
       count *= value;
       shape.push_back(static_cast<int64_t>(value));
     }
-    for (const auto& offset : entry["data_offsets"]) check(offset.is_number_unsigned(), fmt::format("\"{}\" has bad offsets", key));
+    for (const auto& offset : entry["data_offsets"])
+      check(offset.is_number_unsigned(), fmt::format("\"{}\" has bad offsets", key));
     const auto begin = entry["data_offsets"][0].get<uint64_t>();
     const auto end = entry["data_offsets"][1].get<uint64_t>();
     check(begin <= end && end <= data.size(), fmt::format("the data of \"{}\" lies outside the file", key));
@@ -78,7 +79,8 @@ SafeTensors parse_safetensors(std::string_view bytes, const std::string& name) {
       if (dtype_name == candidate.name) dtype = &candidate;
     }
     check(dtype != nullptr, fmt::format("\"{}\" has the unknown dtype {}", key, dtype_name));
-    check(end - begin == count * c10::elementSize(dtype->type), fmt::format("\"{}\" has {} bytes, not what its shape needs", key, end - begin));
+    check(end - begin == count * c10::elementSize(dtype->type),
+          fmt::format("\"{}\" has {} bytes, not what its shape needs", key, end - begin));
     at::Tensor tensor = at::empty(shape, at::TensorOptions(dtype->type));
     if (end > begin) std::memcpy(tensor.data_ptr(), data.data() + begin, end - begin);
     content.tensors[key] = tensor;

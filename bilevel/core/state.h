@@ -8,8 +8,8 @@
 
 namespace bilevel {
 
-/// All that a run needs to go on: a flat map of names to tensors, numbers and strings. A State saved and loaded again is equal bit
-/// for bit.
+/// All that a run needs to go on: a flat map of names to tensors, numbers and strings. A State saved and loaded again is equal
+/// bit for bit.
 class State {
  public:
   using Value = std::variant<at::Tensor, int64_t, double, std::string>;

@@ -14,9 +14,9 @@ class Draw {
 
   at::Tensor uniform(at::IntArrayRef sizes, at::ScalarType dtype = at::kDouble);  // on [0, 1)
   at::Tensor normal(at::IntArrayRef sizes, at::ScalarType dtype = at::kDouble);
-  at::Tensor integers(int64_t bound, at::IntArrayRef sizes);                      // int64 in 0…bound−1
-  at::Tensor permutation(int64_t n);                                              // int64 [n]
-  uint64_t seed() const;                                                          // for a generator of LibTorch's own
+  at::Tensor integers(int64_t bound, at::IntArrayRef sizes);  // int64 in 0…bound−1
+  at::Tensor permutation(int64_t n);                          // int64 [n]
+  uint64_t seed() const;                                      // for a generator of LibTorch's own
 
  private:
   std::vector<double> uniforms(int64_t count);

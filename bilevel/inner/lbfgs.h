@@ -19,9 +19,9 @@ void read(Section& section, LbfgsOptions& options);
 
 /// Limited-memory BFGS on the full batch (Nocedal & Wright 2006, algorithms 7.4 and 7.5) with a backtracking line search.
 ///
-/// Where the problem offers Problem::inner_preconditioner, it stands for the initial inverse Hessian; badly scaled features then cost
-/// little. Pairs of non-positive curvature are dropped, so that a nonconvex loss is only slower. A solve that cannot go further
-/// because of rounding ends with the best point and kIterationLimit.
+/// Where the problem offers Problem::inner_preconditioner, it stands for the initial inverse Hessian; badly scaled features then
+/// cost little. Pairs of non-positive curvature are dropped, so that a nonconvex loss is only slower. A solve that cannot go
+/// further because of rounding ends with the best point and kIterationLimit.
 class Lbfgs final : public InnerSolver {
  public:
   explicit Lbfgs(LbfgsOptions options);

@@ -91,7 +91,8 @@ class AutodiffLinearization final : public Linearization {
     return rowwise(v, [&](const at::Tensor& row) {
       const at::Tensor jv = gradients(jt_u_, {u_}, row, /*retain_graph=*/true)[0];
       const at::Tensor hz_jv = gradients(loss_z_, {z_leaf_}, jv, /*retain_graph=*/true)[0];
-      return gradients(z_, {y_}, hz_jv, /*retain_graph=*/true)[0] + gradients(loss_y_, {y_direct_}, row, /*retain_graph=*/true)[0];
+      return gradients(z_, {y_}, hz_jv, /*retain_graph=*/true)[0] +
+             gradients(loss_y_, {y_direct_}, row, /*retain_graph=*/true)[0];
     });
   }
 
@@ -129,7 +130,8 @@ class AutodiffLinearization final : public Linearization {
 
 }  // namespace
 
-std::unique_ptr<Linearization> AutodiffOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+std::unique_ptr<Linearization> AutodiffOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
+                                                               const Batch& batch) const {
   check_point(problem(), x, y, "AutodiffOracle::linearize_inner");
   return std::make_unique<AutodiffLinearization>(problem(), x, y, batch);
 }

@@ -7,9 +7,9 @@ namespace bilevel {
 
 /// Derivatives by LibTorch's automatic differentiation.
 ///
-/// A linearization builds the graph of ∂y g once and keeps it; each product is one backward pass through it (reverse over reverse),
-/// at 0.8–1.3 times the cost of a gradient, and gives H w and (∂x r)ᵀ w together. Forward-mode AD is not used: its level is global to
-/// the process, and it does not cover the usual losses. The problem must outlive the oracle.
+/// A linearization builds the graph of ∂y g once and keeps it; each product is one backward pass through it (reverse over
+/// reverse), at 0.8–1.3 times the cost of a gradient, and gives H w and (∂x r)ᵀ w together. Forward-mode AD is not used: its
+/// level is global to the process, and it does not cover the usual losses. The problem must outlive the oracle.
 class AutodiffOracle final : public Oracle {
  public:
   using Oracle::Oracle;

@@ -11,7 +11,8 @@ std::vector<at::Tensor> gradients(const at::Tensor& output, const std::vector<at
   if (output.requires_grad()) {
     std::vector<at::Tensor> cotangents;
     if (cotangent.defined()) cotangents.push_back(cotangent);
-    result = torch::autograd::grad({output}, inputs, cotangents, retain_graph || create_graph, create_graph, /*allow_unused=*/true);
+    result =
+        torch::autograd::grad({output}, inputs, cotangents, retain_graph || create_graph, create_graph, /*allow_unused=*/true);
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!result[i].defined()) result[i] = at::zeros_like(inputs[i], inputs[i].options().requires_grad(false));

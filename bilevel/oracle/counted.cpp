@@ -44,7 +44,8 @@ class CountedLinearization final : public Linearization {
 
 }  // namespace
 
-std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
+                                                              const Batch& batch) const {
   ++cost_->gradients;
   return std::make_unique<CountedLinearization>(oracle_.linearize_inner(x, y, batch), cost_);
 }

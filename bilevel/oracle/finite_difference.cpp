@@ -19,7 +19,8 @@ template <class F>
 at::Tensor central_difference(const at::Tensor& point, const at::Tensor& direction, int64_t result_size, F gradient) {
   if (direction.dim() == 2) {
     std::vector<at::Tensor> rows;
-    for (int64_t i = 0; i < direction.size(0); ++i) rows.push_back(central_difference(point, direction[i], result_size, gradient));
+    for (int64_t i = 0; i < direction.size(0); ++i)
+      rows.push_back(central_difference(point, direction[i], result_size, gradient));
     return at::stack(rows);
   }
   const double step = difference_step(point, direction);
@@ -62,7 +63,8 @@ class DifferenceLinearization final : public Linearization {
 double difference_step(const at::Tensor& point, const at::Tensor& direction) {
   const double norm = direction.norm().item<double>();
   if (!(norm > 0)) return 0;
-  const double unit = point.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  const double unit =
+      point.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   return std::cbrt(unit) * (1 + point.norm().item<double>()) / norm;
 }
 

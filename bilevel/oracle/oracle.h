@@ -19,9 +19,9 @@ struct Vjp {
 class Linearization {
  public:
   virtual ~Linearization() = default;
-  virtual at::Tensor value() = 0;     // g, scalar
-  virtual at::Tensor residual() = 0;  // r = ∂y g [dy]
-  virtual at::Tensor grad_x() = 0;    // ∂x g [dx]
+  virtual at::Tensor value() = 0;                            // g, scalar
+  virtual at::Tensor residual() = 0;                         // r = ∂y g [dy]
+  virtual at::Tensor grad_x() = 0;                           // ∂x g [dx]
   virtual at::Tensor jvp_y(const at::Tensor& v) = 0;         // ∂y r · v: H v for a loss
   virtual Vjp vjp(const at::Tensor& w) = 0;                  // both products in one pass
   virtual at::Tensor jvp_x(const at::Tensor& u) = 0;         // ∂x r · u [dy]

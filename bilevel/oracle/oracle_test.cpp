@@ -28,7 +28,8 @@ class TanhProblem : public Problem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override {
     return at::tanh((batch.full() ? a_ : a_.index_select(0, batch.samples)).mv(y));
   }
-  at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z, const Batch& batch) const override {
+  at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z,
+                                   const Batch& batch) const override {
     const at::Tensor t = batch.full() ? t_ : t_.index_select(0, batch.samples);
     return (z - t).pow(2).sum() / 2 + (x.exp() * y.pow(2)).sum() / 2;
   }

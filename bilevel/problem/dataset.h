@@ -14,8 +14,9 @@ namespace bilevel {
 /// Samples to learn from.
 struct Dataset {
   at::Tensor features;  // [n, d], float32 or float64, finite
-  at::Tensor labels;    // classes from 0, int64 [n]; for a regression numbers [n] of the features' dtype; undefined if not asked for
-  at::Tensor sources;   // int64 [n], 0 … sources − 1; undefined where none were given
+  at::Tensor
+      labels;  // classes from 0, int64 [n]; for a regression numbers [n] of the features' dtype; undefined if not asked for
+  at::Tensor sources;  // int64 [n], 0 … sources − 1; undefined where none were given
   std::vector<std::string> class_names, source_names;
   std::vector<std::string> feature_names;  // [d] of a table; empty for arrays
   int64_t height = 0, width = 0;           // of the image that each row is; 0 where it is none

@@ -62,7 +62,11 @@ class Mlp final : public Model {
 class Cnn final : public Model {
  public:
   Cnn(const std::vector<int64_t>& image, const ModelOptions& options, int64_t outputs)
-      : Model(outputs), image_(image), relu_(options.activation == "relu"), padding_(options.kernel / 2), stride_(options.stride) {
+      : Model(outputs),
+        image_(image),
+        relu_(options.activation == "relu"),
+        padding_(options.kernel / 2),
+        stride_(options.stride) {
     int64_t channels = image[0], height = image[1], width = image[2];
     for (size_t i = 0; i < options.channels.size(); ++i) {
       require(height >= 2 && width >= 2, fmt::format("make_model: images of {}×{} are too small for {} poolings by 2.", image[1],

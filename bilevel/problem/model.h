@@ -18,7 +18,7 @@ struct ModelOptions {
   std::vector<int64_t> hidden = {128};       // mlp: the widths of its hidden layers
   std::vector<int64_t> channels = {16, 32};  // cnn: one convolution, activation and 2×2 mean pooling for each
   int64_t kernel = 3;                        // cnn: odd, padded so that the extent stays
-  int64_t stride = 1;                         // cnn: 2 convolves at every second place and pools nothing, a quarter of the work
+  int64_t stride = 1;                        // cnn: 2 convolves at every second place and pools nothing, a quarter of the work
   std::string activation =
       "tanh";  // or "relu"; tanh is smooth: the second derivatives of relu vanish, and products with ∂yy g then miss them
 

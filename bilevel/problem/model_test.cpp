@@ -30,7 +30,8 @@ at::Tensor reference(const ModelOptions& options, const Model& model, const at::
       h = activation(linear(h.flatten(1), layers[i]));
     } else {
       if (h.dim() == 3) h = h.unsqueeze(1);
-      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1, options.kernel / 2);
+      h = at::conv2d(h, parts[layers[i].weight], layers[i].bias < 0 ? at::Tensor() : parts[layers[i].bias], 1,
+                     options.kernel / 2);
       h = activation(h);
       // A stride of two takes every second place of the plain convolution.
       h = options.stride == 1 ? at::avg_pool2d(h, {2, 2}) : h.slice(2, 0, h.size(2), 2).slice(3, 0, h.size(3), 2);
@@ -120,7 +121,8 @@ TEST(Model, NamesItsParts) {
 }
 
 TEST(Model, RefusesWhatDoesNotFit) {
-  EXPECT_EQ(make_model({.kind = "cnn", .stride = 2}, {7, 7}, 10)->layout().part("output.weight").shape, (std::vector<int64_t>{10, 32 * 2 * 2}));
+  EXPECT_EQ(make_model({.kind = "cnn", .stride = 2}, {7, 7}, 10)->layout().part("output.weight").shape,
+            (std::vector<int64_t>{10, 32 * 2 * 2}));
   EXPECT_THROW(make_model({.kind = "cnn"}, {64}, 10), Error);
   EXPECT_THROW(make_model({.kind = "cnn"}, {3, 3}, 10), Error);
   EXPECT_THROW(make_model({.kind = "cnn", .kernel = 4}, {8, 8}, 10), Error);

@@ -16,9 +16,9 @@ namespace bilevel {
 
 /// A bilevel problem: minimise over x  f(x, y*(x)),  y*(x) = argmin over y of g(x, y).
 ///
-/// x [dx] and y [dy] are flat vectors whose named parts the layouts give. Losses are scalars built by differentiable operations of
-/// x and y; they must be pure: the same (x, y, batch) gives the same loss, for a step may be replayed. What comes after the four
-/// pure virtual functions is offered by choice, and asked for by what needs it.
+/// x [dx] and y [dy] are flat vectors whose named parts the layouts give. Losses are scalars built by differentiable operations
+/// of x and y; they must be pure: the same (x, y, batch) gives the same loss, for a step may be replayed. What comes after the
+/// four pure virtual functions is offered by choice, and asked for by what needs it.
 class Problem {
  public:
   virtual ~Problem() = default;
@@ -31,8 +31,8 @@ class Problem {
   /// True where a loss draws from LibTorch's generators (dropout, sampling): it is then called with them seeded by `Batch::seed`.
   virtual bool draws_random_numbers() const { return false; }
 
-  virtual at::Tensor initial_outer() const;                                       // x₀ [dx]; zeros, float32, unless given
-  virtual at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const;     // y₀(x) [dy]; zeros unless given
+  virtual at::Tensor initial_outer() const;                                    // x₀ [dx]; zeros, float32, unless given
+  virtual at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const;  // y₀(x) [dy]; zeros unless given
   /// True where y₀ depends on x (few-shot learning): unrolling then differentiates it too.
   virtual bool initial_inner_depends_on_outer() const { return false; }
 
@@ -41,7 +41,8 @@ class Problem {
   virtual int64_t inner_samples() const { return 0; }  // for batch plans; 0: the loss takes no batches
   virtual int64_t outer_samples() const { return 0; }
 
-  /// h(x, t): the update rule's own hyperparameters that x determines at step t, by name ("lr", "momentum", …), each a scalar or [dy].
+  /// h(x, t): the update rule's own hyperparameters that x determines at step t, by name ("lr", "momentum", …), each a scalar or
+  /// [dy].
   using RuleHyperparameters = std::vector<std::pair<std::string, at::Tensor>>;
   virtual RuleHyperparameters rule_hyperparameters(const at::Tensor& x, int64_t t) const;
   virtual bool has_rule_hyperparameters() const { return false; }

@@ -74,15 +74,14 @@ TEST(Terminal, NegativeBarsGoToTheLeft) {
 
 TEST(Terminal, NamesOfBarsAreShownWholeBesideManySeries) {
   const std::vector<double> values = {0.75, 0.25};
-  const std::string text = render_terminal(
-      report_of(BarChart{.title = "",
-                         .label_name = "source",
-                         .value_label = "",
-                         .labels = {"careful labeller 3", "confused labeller 1"},
-                         .series = {{"learned weight", values, {0.01, 0.02}},
-                                    {"estimated share of right labels", values},
-                                    {"true share of right labels", values}}}),
-      80);
+  const std::string text = render_terminal(report_of(BarChart{.title = "",
+                                                              .label_name = "source",
+                                                              .value_label = "",
+                                                              .labels = {"careful labeller 3", "confused labeller 1"},
+                                                              .series = {{"learned weight", values, {0.01, 0.02}},
+                                                                         {"estimated share of right labels", values},
+                                                                         {"true share of right labels", values}}}),
+                                           80);
   EXPECT_LE(widest_line(text), 80U);
   EXPECT_THAT(text, HasSubstr("  careful labeller 3 "));
   EXPECT_THAT(text, HasSubstr("  confused labeller 1 "));
@@ -99,10 +98,11 @@ TEST(Terminal, NamesOfBarsAreShownWholeBesideManySeries) {
 }
 
 TEST(Terminal, HeadersOfNumbersGoOnInTheNextLineWhereTheTableIsTooWide) {
-  const std::string text = render_terminal(report_of(Table{.title = "",
-                                                           .columns = {{"name", false}, {"a long header of words", true}, {"another one", true}},
-                                                           .rows = {{{"somebody's name", "12", "3"}}}}),
-                                           40);
+  const std::string text =
+      render_terminal(report_of(Table{.title = "",
+                                      .columns = {{"name", false}, {"a long header of words", true}, {"another one", true}},
+                                      .rows = {{{"somebody's name", "12", "3"}}}}),
+                      40);
   EXPECT_LE(widest_line(text), 40U);
   EXPECT_THAT(text, HasSubstr("somebody's name"));
   EXPECT_THAT(text, Not(HasSubstr("…")));

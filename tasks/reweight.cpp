@@ -31,6 +31,7 @@ namespace {
 // All rows of the table are trained to kFinal; what only chooses between them, and what only weighs samples, to kRough.
 constexpr double kFinal = 1e-3;
 constexpr double kRough = 3e-3;
+constexpr double kNetworkRidge = 1e-4;  // of a network's weights where no grid is searched
 
 /// 1 … n, the mean of their ranks for equal values.
 at::Tensor ranks(const at::Tensor& values) {
@@ -103,6 +104,9 @@ class Job {
 
  private:
   bool convex() const { return trainer_.convex(); }
+  double learning_ridge() const { return convex() ? options_.ridge : kNetworkRidge; }
+  double ridge_of_all() const { return convex() ? 1e-2 : kNetworkRidge; }  // of fits to all labels alike: they want a strong one
+  std::string source_name(int64_t s) const { return data_.noisy.source_names.empty() ? "all" : data_.noisy.source_names[s]; }
 
   TrainerOptions trainer_options() const {
     TrainerOptions trainer;
@@ -277,7 +281,7 @@ class Job {
     supervised.outputs = classes_;
     supervised.dtype = trainer_.data().features.scalar_type();
     supervised.seed = static_cast<int64_t>(options_.seed);
-    supervised.l2 = convex() ? options_.ridge : 1e-4;
+    supervised.l2 = learning_ridge();
     Hyperparameter weight;
     weight.kind = kind;
     supervised.hyperparameters = {weight};
@@ -318,10 +322,7 @@ class Job {
       solver = network_solver(1, problem);
       loop.carry_rule_state = true;
     }
-    OuterAdamOptions adam;
-    adam.lr = options_.lr;
-    adam.shared = true;
-    const DoubleLoop algorithm(oracle, solver, estimator, std::make_shared<OuterAdam>(adam), loop);
+    const DoubleLoop algorithm(oracle, solver, estimator, std::make_shared<OuterAdam>(outer_options()), loop);
     State state = algorithm.init();
     if (!convex()) {  // a network needs a few epochs before its hypergradient means anything
       const InnerSolution ahead =
@@ -362,16 +363,21 @@ class Job {
                                         BatchPlan::shuffled(n_, rule.batch, Stream(options_.seed, "batches")));
   }
 
+  /// The path of x and its replays move by the same rule.
+  OuterAdamOptions outer_options() const {
+    OuterAdamOptions adam;
+    adam.lr = options_.lr;
+    adam.shared = true;
+    return adam;
+  }
+
   /// Where x would have gone with other multiplicities [G] of the groups, along the hypergradients of the path that was taken.
   at::Tensor replay(const Learned& learned, const at::Tensor& multiplicity) const {
     at::Tensor share = at::empty({static_cast<int64_t>(groups_.size())}, learned.x.options());
     for (size_t g = 0; g < groups_.size(); ++g) share[static_cast<int64_t>(g)] = static_cast<double>(groups_[g].size(0));
     share = share * multiplicity.to(share.scalar_type());
     share = share / share.sum();
-    OuterAdamOptions adam;
-    adam.lr = options_.lr;
-    adam.shared = true;
-    const OuterAdam optimizer(adam);
+    const OuterAdam optimizer(outer_options());
     State state;
     at::Tensor x = at::zeros_like(learned.x);
     for (const at::Tensor& step : learned.history) x = optimizer.step(state, x, share.matmul(step));
@@ -428,7 +434,7 @@ class Job {
     at::Tensor weights = weights_;
     LabelPosterior posterior;
     for (int64_t round = 0; round < options_.posterior_rounds; ++round) {
-      const at::Tensor P = out_of_fold(weights, convex() ? options_.ridge : 1e-4, convex() ? 5 : 2);
+      const at::Tensor P = out_of_fold(weights, learning_ridge(), convex() ? 5 : 2);
       posterior = label_posterior(P, data_.noisy.labels, sources_, source_count_);
       // What is more likely wrong than right teaches the next round nothing; a network learns even faint weights by heart, but
       // needs the samples.
@@ -454,8 +460,7 @@ class Job {
   void rank_samples() {
     const at::Tensor& labels = data_.noisy.labels;
     stage("cross-validated confidence in each label");
-    const double ridge = convex() ? 1e-2 : 1e-4;
-    const at::Tensor self_confidence = of_labels(out_of_fold(ones(), ridge, convex() ? 5 : 2), labels);
+    const at::Tensor self_confidence = of_labels(out_of_fold(ones(), ridge_of_all(), convex() ? 5 : 2), labels);
     stage("learning a weight for each sample");
     const Learned learned = learn(Hyperparameter::Kind::kSampleWeight, std::min<int64_t>(options_.steps, 6), {at::arange(m_)});
     result_.x = learned.x;
@@ -485,7 +490,7 @@ class Job {
     for (int64_t k = 0; k < fold_count_; ++k) {
       const at::Tensor doubt = 1 - of_labels(trusted_of_fold_[k], labels);
       const at::Tensor half = doubt.le(doubt.median()).to(weights.scalar_type());
-      final_of_fold_.push_back(weights_of(label_posterior(out_of_fold(half, ridge, 2, k), labels, sources_, source_count_)));
+      final_of_fold_.push_back(weights_of(label_posterior(out_of_fold(half, ridge_of_all(), 2, k), labels, sources_, source_count_)));
     }
   }
 
@@ -535,7 +540,7 @@ class Job {
     const at::Tensor trust = options_.by == "sample" ? per_source(result_.x.sigmoid()) / samples : result_.x.sigmoid();
     for (int64_t s = 0; s < source_count_; ++s) {
       SourceTrust source;
-      source.name = data_.noisy.source_names.empty() ? "all" : data_.noisy.source_names[s];
+      source.name = source_name(s);
       source.samples = samples[s].item<int64_t>();
       source.weight = trust[s].item<double>();
       source.spread = spread_[s].item<double>();
@@ -575,18 +580,16 @@ class Job {
 };
 
 std::vector<LabelRequest> Job::requests(int64_t count) {
-  const double ridge = convex() ? 1e-2 : 1e-4;
-  const at::Tensor doubt = 1 - of_labels(out_of_fold(ones(), ridge, convex() ? 3 : 2), data_.noisy.labels);
+  const at::Tensor doubt = 1 - of_labels(out_of_fold(ones(), ridge_of_all(), convex() ? 3 : 2), data_.noisy.labels);
   const at::Tensor shuffled = Stream(options_.seed, "rows to label").at(0).permutation(n_);
   std::vector<LabelRequest> requests;
   for (int64_t s = 0; s < source_count_; ++s) {
     const at::Tensor rows = (sources_ == s).nonzero().squeeze(1);
     const at::Tensor order = doubt.index_select(0, rows).argsort(0, /*descending=*/true);
-    const auto name = data_.noisy.source_names.empty() ? std::string("all") : data_.noisy.source_names[s];
     std::vector<bool> taken(static_cast<size_t>(n_), false);
     const auto add = [&](int64_t i, const char* reason) {
       taken[static_cast<size_t>(i)] = true;
-      requests.push_back({i, name, reason, doubt[i].item<double>()});
+      requests.push_back({i, source_name(s), reason, doubt[i].item<double>()});
     };
     const int64_t doubted = std::min((count + 1) / 2, rows.size(0));
     for (int64_t j = 0; j < doubted; ++j) add(rows[order[j].item<int64_t>()].item<int64_t>(), "doubted");

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/problem/inner_constraints.h"
 
 namespace bilevel {
 
@@ -15,6 +16,18 @@ at::Tensor Problem::initial_inner(const at::Tensor& x, int64_t /*slice*/) const 
 }
 
 Problem::RuleHyperparameters Problem::rule_hyperparameters(const at::Tensor& /*x*/, int64_t /*t*/) const { return {}; }
+
+at::Tensor Problem::outer_sample_losses(const at::Tensor& /*x*/, const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::outer_sample_losses: this problem offers no losses of single samples.");
+}
+
+at::Tensor Problem::optimality_map(const at::Tensor& /*x*/, const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::optimality_map: this problem is given by its inner loss.");
+}
+
+InnerConstraints Problem::inner_constraints(const at::Tensor& /*x*/) const { return {}; }
+
+double Problem::inner_strong_convexity(const at::Tensor& /*x*/) const { return 0.0; }
 
 at::Tensor Problem::inner_outputs(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
   throw Error("Problem::inner_outputs: this problem offers no outputs, which Gauss–Newton needs. Use curvature = \"hessian\".");

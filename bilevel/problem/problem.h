@@ -14,6 +14,9 @@
 
 namespace bilevel {
 
+struct LinearForm;
+struct InnerConstraints;
+
 /// A bilevel problem: minimise over x  f(x, y*(x)),  y*(x) = argmin over y of g(x, y).
 ///
 /// x [dx] and y [dy] are flat vectors whose named parts the layouts give. Losses are scalars built by differentiable operations
@@ -27,6 +30,28 @@ class Problem {
   virtual const Layout& inner_layout() const = 0;
   virtual at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;  // g
   virtual at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;  // f
+
+  /// The losses of the batch's outer samples one by one [n], whose mean is f, for telling which samples pull at x.
+  virtual bool has_outer_sample_losses() const { return false; }
+  virtual at::Tensor outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
+
+  /// True where r(x, y) is given directly (a root, a fixed point, a KKT system) and not as the gradient of `inner_loss`, which is
+  /// then not asked for; g is reported as ½‖r‖².
+  virtual bool has_optimality_map() const { return false; }
+  virtual at::Tensor optimality_map(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;  // r [dy]
+  virtual bool optimality_map_is_symmetric() const { return false; }  // ∂y r = (∂y r)ᵀ everywhere
+
+  /// What keeps y from moving freely: bounds, equalities, an l1 penalty (problem/inner_constraints.h).
+  virtual bool has_inner_constraints() const { return false; }
+  virtual InnerConstraints inner_constraints(const at::Tensor& x) const;
+
+  /// The forms of g and f as generalised linear models, for the native oracle (problem/linear_form.h); null: none.
+  virtual const LinearForm* inner_linear_form() const { return nullptr; }
+  virtual const LinearForm* outer_linear_form() const { return nullptr; }
+
+  /// μ with ∂yy g(x, ·) ⪰ μ I everywhere, where one is known (the smallest ridge of a convex model): error bounds rest on it. 0:
+  /// unknown.
+  virtual double inner_strong_convexity(const at::Tensor& x) const;
 
   /// True where a loss draws from LibTorch's generators (dropout, sampling): it is then called with them seeded by `Batch::seed`.
   virtual bool draws_random_numbers() const { return false; }

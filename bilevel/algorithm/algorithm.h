@@ -1,11 +1,13 @@
 #pragma once
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "bilevel/core/cost.h"
 #include "bilevel/core/state.h"
 #include "bilevel/core/status.h"
+#include "bilevel/hypergrad/estimator.h"
 
 namespace bilevel {
 
@@ -19,7 +21,8 @@ struct Record {
   Status status = Status::kConverged;     // kDiverged or kNonFinite makes the driver roll back
   Grade grade = Grade::kOk;
   std::string message;
-  Cost cost;  // since the record before
+  std::optional<Certificate> certificate;  // of the hypergradient, where the algorithm has one
+  Cost cost;                               // since the record before
 };
 
 /// An outer iteration, as the driver sees it. State entries every algorithm has: `x` [dx], `y` [dy] and the integer `step`.

@@ -11,13 +11,33 @@
 
 namespace bilevel {
 
+/// Slopes of F along directions d, measured by solving the inner problem again at x ± h d, against what the hypergradient predicts.
+struct SpotCheck {
+  struct Slope {
+    std::string direction;                   // "gradient": d = value/‖value‖; "random": drawn anew for each outer step
+    double predicted = 0;                    // dᵀ value
+    double measured = 0;                     // extrapolated from the central differences at two step sizes
+    double uncertainty = 0;                  // of `measured`: what the two step sizes and the tolerance of the solves leave open
+    double step = 0, coarse = 0, fine = 0;   // h, and the differences at h and h/2
+  };
+  std::vector<Slope> slopes;
+  double disagreement = 0;  // the greatest |predicted − measured| / ‖value‖
+  bool conclusive = false;  // false: the slopes themselves cannot be trusted, and the check says nothing ("cannot be certified")
+  Grade grade = Grade::kOk;
+  std::string message;  // one sentence
+};
+
 /// How right a hypergradient is, always about the function that the estimator names.
 struct Certificate {
   std::string differentiates;               // "F_T" for unrolling, "F" for implicit, …
   double stationarity = 0;                  // ‖r(x, y)‖₂ at the y that was reached
   std::optional<double> relative_residual;  // of the linear solve, where there is one
   std::optional<double> error_bound;        // absolute, 2-norm; none: no bound
-  std::optional<double> distance_to_F;
+  std::string bound_reason;                 // one sentence: what the bound rests on, or why there is none ("No bound: …")
+  std::optional<double> curvature;          // μ > 0 with ∂y r ⪰ μ I, that the bound rests on
+  std::optional<double> standard_error;     // of a stochastic estimator's value, 2-norm
+  std::optional<double> distance_to_F;      // an estimate of ‖value − ∇F(x)‖₂, not a bound
+  std::optional<SpotCheck> spot_check;      // where one was made
 };
 
 /// dF/dx = ∂x f − (∂x r)ᵀ q, and all that is known about it.
@@ -43,6 +63,7 @@ struct EstimatorInput {
   at::Tensor q0;           // warm start of a linear solve; undefined: zero
   double damping = 0.0;    // δ on top of the solver's own, in the solve only: raised by a run that rolled back
   bool cold_start = true;  // y₀ was problem.initial_inner(x, slice) and not carried over: what it owes to x counts
+  bool bound = false;      // work for an error bound and a distance to F: about as many products again as the estimate itself
 };
 
 /// Turns a solved inner problem into a hypergradient.

@@ -5,35 +5,13 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "bilevel/run/json.h"
 #include "cli/commands.h"
 
 namespace bilevel::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
-
-Json to_json(const Hypergradient& h) {
-  const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble).contiguous();
-  Json json;
-  json["inner_loss"] = h.inner_loss;
-  json["outer_loss"] = h.outer_loss;
-  json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
-  json["norm"] = value.norm().item<double>();
-  json["direct_norm"] = h.direct.to(at::kDouble).norm().item<double>();
-  json["status"] = to_string(h.grade);
-  json["message"] = h.message;
-  json["certificate"] = {{"differentiates", h.certificate.differentiates},
-                         {"stationarity", h.certificate.stationarity},
-                         {"relative_residual", optional(h.certificate.relative_residual)},
-                         {"error_bound", optional(h.certificate.error_bound)},
-                         {"distance_to_F", optional(h.certificate.distance_to_F)}};
-  json["cost"] = {{"forwards", h.cost.forwards}, {"gradients", h.cost.gradients},
-                  {"hvps", h.cost.hvps},         {"cross_products", h.cost.cross_products},
-                  {"seconds", h.cost.seconds},   {"peak_bytes", h.cost.peak_bytes}};
-  return json;
-}
 
 void print_text(const Hypergradient& h, const Layout& layout) {
   constexpr int64_t kShown = 10;

@@ -16,19 +16,13 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
 #include "bilevel/problem/npy.h"
+#include "bilevel/run/json.h"
 
 namespace bilevel {
 namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-Json cost_json(const Cost& cost) {
-  return {
-      {"forwards", cost.forwards}, {"gradients", cost.gradients}, {"hvps", cost.hvps}, {"cross_products", cost.cross_products}};
-}
-
-Json machine_json(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
 
 Json layout_json(const Layout& layout) {
   Json parts = Json::array();
@@ -143,7 +137,7 @@ void RunDirectory::append(const Record& record, const std::vector<RollBack>& sin
                {"metrics", record.metrics},
                {"status", to_string(record.grade)},
                {"message", record.message},
-               {"cost", cost_json(record.cost)}};
+               {"cost", to_json(record.cost)}};
   for (const RollBack& back : since_last) {
     line["roll_backs"].push_back({{"from", back.from},
                                   {"to", back.to},
@@ -195,7 +189,7 @@ void RunDirectory::finish(const RunResult& result, std::string_view algorithm) {
                   {"stationarity", result.last.stationarity},
                   {"metrics", result.last.metrics},
                   {"roll_backs", result.rollbacks},
-                  {"cost", cost_json(result.cost)},
+                  {"cost", to_json(result.cost)},
                   {"machine", machine_json(result.cost)}};
   write_file(file("summary.json"), text_of(summary, 2) + "\n");
 }

@@ -7,6 +7,7 @@ std::string_view to_string(Status status) {
     case Status::kConverged: return "converged";
     case Status::kIterationLimit: return "iteration limit";
     case Status::kIndefinite: return "indefinite";
+    case Status::kSingular: return "singular";
     case Status::kDiverged: return "diverged";
     case Status::kNonFinite: return "non-finite";
   }

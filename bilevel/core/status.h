@@ -8,6 +8,7 @@ enum class Status {
   kConverged,       // the tolerance was reached, or the procedure is exact
   kIterationLimit,  // all the iterations that were allowed were done: often what was asked for
   kIndefinite,      // negative curvature was met where the method needs none
+  kSingular,        // a matrix is singular to rounding, or a division by zero ends the method's recursion
   kDiverged,        // the iterates grew instead of settling
   kNonFinite,       // a NaN or an infinity appeared
 };

@@ -88,7 +88,7 @@ LinearResult Dense::solve(const Operator& A, const at::Tensor& b, const at::Tens
   } else {
     // The drivers that know the rank run on the CPU only.
     q = std::get<0>(at::linalg_lstsq(M.cpu(), rhs.cpu(), smallest, "gelsd")).to(b.device());
-    result.status = Status::kIndefinite;
+    result.status = Status::kSingular;
     result.message =
         fmt::format("A is singular to rounding (pivots from {:.3g} to {:.3g}); damping would help.", pivot[0], pivot[1]);
   }

@@ -14,7 +14,7 @@ void read(Section& section, DenseOptions& options);
 /// The matrix of A, by d products, and its LU decomposition in double: exact to rounding for any regular A, symmetric and
 /// definite or not.
 ///
-/// A matrix that is singular to rounding gives Status::kIndefinite and the least-squares solution of the smallest norm. q0 is not
+/// A matrix that is singular to rounding gives Status::kSingular and the least-squares solution of the smallest norm. q0 is not
 /// used.
 class Dense final : public LinearSolver {
  public:

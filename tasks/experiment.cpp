@@ -80,7 +80,7 @@ BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
 
 }  // namespace
 
-Experiment::Experiment(Config config) : config_(std::move(config)) {
+Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move(config)) {
   Section root = config_.root();
   for (const char* table : {"problem", "data", "inner", "hypergradient", "outer", "run"}) root.section(table);
   root.finish();
@@ -115,7 +115,7 @@ Experiment::Experiment(Config config) : config_(std::move(config)) {
   hypergradient.read("warm_start", options.warm_q);
   hypergradient.finish();
 
-  task_ = make_task(config_, device_);
+  task_ = make(config_, device_);
   const Problem& problem = *task_.problem;
   options.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
   outer.finish();
@@ -145,6 +145,11 @@ RunResult drive(const Experiment& experiment, RunDirectory& directory, State sta
     watch.interrupt = front.interrupt;
     watch.record = [&](const Record& record, const std::vector<RollBack>& since_last) {
       directory.append(record, since_last);
+      if (!since_last.empty()) progress.clear();
+      for (const RollBack& back : since_last) {
+        notice(front, fmt::format("Back from step {} to step {}, with outer step × {:.3g} and damping {:.3g}: {}.", back.from,
+                                  back.to, back.outer_scale, back.damping, back.reason));
+      }
       progress.update(record);
       return front.record ? front.record(record) : Signal::kContinue;
     };
@@ -200,13 +205,13 @@ RunResult run_experiment(const Experiment& experiment, const std::string& out, c
   return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
 }
 
-RunResult resume_experiment(const std::string& path, const RunFront& front) {
+RunResult resume_experiment(const std::string& path, const RunFront& front, const TaskMaker& make) {
   RunDirectory directory = RunDirectory::open(path);
   if (directory.finished()) {
     notice(front, fmt::format("The run in {} has ended already; nothing is left to do.", path));
     return ended_before(directory);
   }
-  const Experiment experiment(Config::load(directory.file("config.toml")));
+  const Experiment experiment(Config::load(directory.file("config.toml")), make);
   const Problem& problem = experiment.problem();
   State state = experiment.algorithm().init();
   int64_t records = 0;

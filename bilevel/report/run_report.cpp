@@ -255,7 +255,7 @@ Report::Section result(const Run& run) {
     if (const Json& backs = member(record, "roll_backs"); backs.is_array()) {
       for (const Json& back : backs) {
         warn(count(back, "from"), "roll-back",
-             fmt::format("{} Back to step {}, with step size × {} and damping {}.", text(back, "reason"), count(back, "to"),
+             fmt::format("Back to step {1}, with outer step × {2} and damping {3}, because {0}.", text(back, "reason"), count(back, "to"),
                          format_number(number(back, "outer_scale")), format_number(number(back, "damping"))));
       }
     }

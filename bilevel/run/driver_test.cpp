@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "bilevel/core/error.h"
@@ -193,7 +194,151 @@ TEST(Driver, WritesACheckpointWhenItIsInterrupted) {
   EXPECT_EQ(log.checkpoints[0].integer("step"), 5) << "the state before the last good step";
 }
 
+/// x ← x − outer_scale; F = x. Where x has gone below −5 and more than `least_damping` is missing, `spoil` changes the record.
+class Spoiled final : public Algorithm {
+ public:
+  Spoiled(std::function<void(Record&)> spoil, double least_damping = 1e9, double cliff = -5.1)
+      : spoil_(std::move(spoil)), least_damping_(least_damping), cliff_(cliff) {}
+  std::string_view name() const override { return "spoiled"; }
+  State init() const override { return Slide().init(); }
+  Record evaluate(State& state) const override {
+    const double x = state.tensor("x").item<double>();
+    Record record;
+    record.step = state.integer("step");
+    record.outer_loss = x;
+    record.inner_loss = 1 + 0.1 * std::cos(x);
+    record.stationarity = 1e-3 * (2 + std::sin(x));
+    record.hypergradient_norm = 1 + 0.5 * std::sin(x);
+    if (x < cliff_ && (state.has("damping") ? state.number("damping") : 0.0) < least_damping_) spoil_(record);
+    return record;
+  }
+  Record step(State& state, int64_t) const override {
+    Record record = evaluate(state);
+    state.set("x", state.tensor("x") - (state.has("outer_scale") ? state.number("outer_scale") : 1.0));
+    state.set("step", state.integer("step") + 1);
+    return record;
+  }
+
+ private:
+  std::function<void(Record&)> spoil_;
+  double least_damping_, cliff_;
+};
+
+void explode(Record& record) { record.hypergradient_norm = 5e3; }
+void lose_inner(Record& record) { record.inner_loss = 50, record.stationarity = 3; }
+
+TEST(Driver, RollsBackWhereTheHypergradientExplodes) {
+  const Spoiled algorithm(explode, /*least_damping=*/0.005);
+  Log log;
+  const RunResult result = Driver(algorithm, steps(8)).run(algorithm.init(), log.watch());
+  EXPECT_EQ(result.outcome, Outcome::kDone);
+  EXPECT_EQ(result.steps, 8);
+  // From −5 by a step of ½ to −5.5, which explodes again; from −5 by ¼ to −5.25 with enough damping.
+  ASSERT_EQ(log.backs.size(), 2u);
+  EXPECT_NE(log.backs[0].reason.find("exploded at step 6"), std::string::npos) << log.backs[0].reason;
+  EXPECT_NE(log.backs[0].reason.find("5e+03"), std::string::npos) << log.backs[0].reason;
+  EXPECT_EQ(log.backs[1].damping, 1e-2);
+  EXPECT_EQ(log.records.size(), 9u);
+}
+
+TEST(Driver, AnExplosionIsMeasuredAgainstTheMedianAndAllThatWasSeenBefore) {
+  const Spoiled mild([](Record& record) { record.hypergradient_norm = 700; });
+  EXPECT_EQ(Driver(mild, steps(8)).run(mild.init()).rollbacks, 0) << "below a thousand medians";
+  DriverOptions strict = steps(8);
+  strict.explosion = 100;
+  EXPECT_EQ(Driver(mild, strict).run(mild.init()).rollbacks, 3);
+  strict.explosion = 0;
+  EXPECT_EQ(Driver(mild, strict).run(mild.init()).rollbacks, 0);
+  // A run that has converged: its norms are rounding, and jump.
+  const Spoiled converged([](Record& record) { record.hypergradient_norm = record.step == 30 ? 1e-4 : 1e-12; });
+  EXPECT_EQ(Driver(converged, steps(40)).run(converged.init()).rollbacks, 0);
+  // With two records before it there is no median.
+  const Spoiled early(explode, 1e9, /*cliff=*/-1.1);
+  EXPECT_EQ(Driver(early, steps(2)).run(early.init()).rollbacks, 0);
+}
+
+TEST(Driver, RollsBackWhereTheInnerLossRisesAndTheSolveIsLostButNotWhereXAsksForIt) {
+  const Spoiled lost(lose_inner, 0.005);
+  Log log;
+  const RunResult result = Driver(lost, steps(8)).run(lost.init(), log.watch());
+  EXPECT_EQ(result.outcome, Outcome::kDone);
+  ASSERT_EQ(log.backs.size(), 2u);
+  EXPECT_NE(log.backs[0].reason.find("the inner loss rose at step 6 to 50"), std::string::npos) << log.backs[0].reason;
+  const Spoiled asked([](Record& record) { record.inner_loss = 50; });
+  EXPECT_EQ(Driver(asked, steps(8)).run(asked.init()).rollbacks, 0) << "solved as well as ever";
+  DriverOptions never = steps(8);
+  never.inner_rise = 0;
+  EXPECT_EQ(Driver(lost, never).run(lost.init()).rollbacks, 0);
+}
+
+TEST(Driver, ChangesWhatItsPolicySays) {
+  const Spoiled algorithm(explode, 0.005);
+  DriverOptions options = steps(7);
+  options.on_divergence = OnDivergence::kShrink;
+  Log shrink;
+  const RunResult shrunk = Driver(algorithm, options).run(algorithm.init(), shrink.watch());
+  EXPECT_EQ(shrunk.outcome, Outcome::kDiverged) << "no step is small enough for long";
+  for (const RollBack& back : shrink.backs) EXPECT_EQ(back.damping, 0.0);
+  EXPECT_FALSE(shrunk.state.has("damping") && shrunk.state.number("damping") > 0);
+  EXPECT_EQ(shrink.backs.back().outer_scale, 0.125);
+
+  options.on_divergence = OnDivergence::kDamp;
+  Log damp;
+  const RunResult damped = Driver(algorithm, options).run(algorithm.init(), damp.watch());
+  EXPECT_EQ(damped.outcome, Outcome::kDone);
+  EXPECT_EQ(damped.last.outer_loss, -7) << "no step was shortened";
+  ASSERT_EQ(damp.backs.size(), 2u);
+  EXPECT_EQ(damp.backs[1].outer_scale, 1.0);
+  EXPECT_EQ(damp.backs[1].damping, 1e-2);
+
+  options.on_divergence = OnDivergence::kStop;
+  const RunResult stopped = Driver(algorithm, options).run(algorithm.init());
+  EXPECT_EQ(stopped.outcome, Outcome::kDiverged);
+  EXPECT_EQ(stopped.rollbacks, 0);
+  EXPECT_EQ(stopped.worst, Grade::kBad);
+  EXPECT_EQ(stopped.state.tensor("x").item<double>(), -5) << "the last good point";
+  EXPECT_NE(stopped.message.find("exploded at step 6"), std::string::npos) << stopped.message;
+}
+
+TEST(Driver, ContinuesBitForBitThroughItsRollBacksFromEveryCheckpoint) {
+  for (const auto& spoil : {explode, lose_inner}) {
+    const Spoiled algorithm(spoil, 0.005);
+    Log whole;
+    const RunResult expected = Driver(algorithm, steps(9)).run(algorithm.init(), whole.watch());
+    ASSERT_EQ(expected.rollbacks, 2);
+    ASSERT_GE(whole.checkpoints.size(), 8u);
+    for (const State& checkpoint : whole.checkpoints) {
+      Log rest;
+      const RunResult result = Driver(algorithm, steps(9)).run(checkpoint.clone(), rest.watch());
+      const auto kept = static_cast<size_t>(checkpoint.integer("driver.recorded"));
+      ASSERT_EQ(kept + rest.records.size(), whole.records.size());
+      for (size_t i = kept; i < whole.records.size(); ++i) {
+        EXPECT_EQ(rest.records[i - kept].outer_loss, whole.records[i].outer_loss);
+      }
+      ASSERT_LE(rest.backs.size(), whole.backs.size());
+      for (size_t i = 1; i <= rest.backs.size(); ++i) {
+        EXPECT_EQ(rest.backs[rest.backs.size() - i].reason, whole.backs[whole.backs.size() - i].reason);
+      }
+      for (const auto& [name, value] : expected.state.values()) {
+        if (name == "driver.seconds") continue;
+        ASSERT_TRUE(result.state.has(name)) << name;
+        if (const auto* tensor = std::get_if<at::Tensor>(&value)) {
+          EXPECT_TRUE(at::equal(*tensor, result.state.tensor(name))) << name;
+        } else if (const auto* integer = std::get_if<int64_t>(&value)) {
+          EXPECT_EQ(*integer, result.state.integer(name)) << name;
+        } else if (const auto* number = std::get_if<double>(&value)) {
+          EXPECT_EQ(*number, result.state.number(name)) << name;
+        }
+      }
+    }
+  }
+}
+
 TEST(Driver, RefusesSenselessOptions) {
+  DriverOptions factor;
+  factor.explosion = 0.5;
+  EXPECT_THROW(Driver(Slide(), factor), Error);
+
   DriverOptions options;
   options.steps = -1;
   EXPECT_THROW(Driver(Slide(), options), Error);

@@ -16,6 +16,9 @@
 
 namespace bilevel {
 
+/// Makes the task from [problem] and [data]; `make_task` for whatever is told in a configuration alone.
+using TaskMaker = std::function<Task(const Config& config, c10::Device device)>;
+
 /// Everything that a configuration describes, ready to run.
 ///
 /// Reads [problem] and [data] (tasks/registry.h), [inner], [hypergradient], [outer] and [run], refuses keys that nobody reads,
@@ -23,7 +26,7 @@ namespace bilevel {
 /// lifetime.
 class Experiment {
  public:
-  explicit Experiment(Config config);
+  explicit Experiment(Config config, const TaskMaker& make = make_task);
 
   const Problem& problem() const { return *task_.problem; }
   const Task& task() const { return task_; }
@@ -60,7 +63,7 @@ RunResult run_experiment(const Experiment& experiment, const std::string& out, c
 /// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or
 /// from the start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and
 /// cost).
-RunResult resume_experiment(const std::string& directory, const RunFront& front = {});
+RunResult resume_experiment(const std::string& directory, const RunFront& front = {}, const TaskMaker& make = make_task);
 
 /// runs/<stem of the configuration's file>-<n>, the first that is free.
 std::string default_run_directory(const std::string& config_path);

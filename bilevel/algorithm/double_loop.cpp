@@ -247,9 +247,11 @@ Record DoubleLoop::evaluate(State& state) const {
   return describe(state, here);
 }
 
-Hypergradient DoubleLoop::hypergradient(const State& state) const {
+Hypergradient DoubleLoop::hypergradient(const State& state, State* after) const {
   State copy = state;
-  return visit(copy).mean;
+  Hypergradient found = visit(copy).mean;
+  if (after != nullptr) *after = std::move(copy);
+  return found;
 }
 
 }  // namespace bilevel

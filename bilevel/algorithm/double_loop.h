@@ -49,8 +49,9 @@ class DoubleLoop final : public Algorithm {
   Record step(State& state, int64_t n) const override;
   Record evaluate(State& state) const override;
 
-  /// One inner solve and one estimate at the point that the state holds.
-  Hypergradient hypergradient(const State& state) const;
+  /// One inner solve and one estimate at the point that the state holds; `after`, where given, takes the state with the y and q that
+  /// were found.
+  Hypergradient hypergradient(const State& state, State* after = nullptr) const;
 
  private:
   struct Visit;

@@ -14,6 +14,10 @@ Darts::Darts(double radius) : radius_(radius) {
 }
 
 std::vector<std::string> Darts::objections(const Problem& problem, const InnerSolver& solver) const {
+  if (problem.has_optimality_map()) {
+    return {"\"darts\" takes differences of ∂x g, and this problem gives an optimality map, not a loss g. Use estimator = \"implicit\", "
+            "or \"t1-t2\"."};
+  }
   auto objections = object_to_parts_beyond_the_inner_loss(problem, name());
   for (auto& objection : object_to_missing_step_size(problem, solver)) objections.push_back(std::move(objection));
   return objections;

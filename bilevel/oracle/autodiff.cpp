@@ -7,11 +7,16 @@
 //   Jᵀ (∂zz L) J + ∂yy L|z,   g(x, y) = L(x, y, z(y)),   J = ∂z/∂y,
 //
 // where J v comes from differentiating Jᵀu by u, so that no forward mode is needed.
+//
+// For an optimality map r given directly the same pass gives (∂y r)ᵀ w and (∂x r)ᵀ w, and the products the other way round come
+// from differentiating those two by w, in which they are linear.
 #include "bilevel/oracle/autodiff.h"
 
 #include <optional>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
@@ -49,37 +54,62 @@ at::Tensor outer_loss(const Problem& problem, const at::Tensor& x, const at::Ten
   return scalar(problem.outer_loss(x, y, batch), "outer_loss");
 }
 
-class AutodiffLinearization final : public Linearization {
+at::Tensor optimality_map(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const Batch& batch) {
+  std::optional<SeedGuard> guard;
+  if (problem.draws_random_numbers()) guard.emplace(batch.seed);
+  const at::Tensor r = problem.optimality_map(x, y, batch);
+  if (!r.defined() || r.sizes() != y.sizes()) {
+    throw Error(fmt::format("Problem::optimality_map: expected a vector of {} elements like y, got {}.", y.size(0),
+                            r.defined() ? fmt::format("shape [{}]", fmt::join(r.sizes(), ", ")) : "an undefined tensor"));
+  }
+  return r;
+}
+
+at::Tensor half_square(const at::Tensor& r) { return r.dot(r) / 2; }
+
+// What a loss and a map given directly have in common: the graph of r over x and y.
+class AutodiffLinearization : public Linearization {
  public:
-  AutodiffLinearization(const Problem& problem, const at::Tensor& x, const at::Tensor& y, Batch batch)
-      : problem_(problem), batch_(std::move(batch)), x_(leaf(x)), y_(leaf(y)) {
+  AutodiffLinearization(const at::Tensor& x, const at::Tensor& y) : x_(leaf(x)), y_(leaf(y)) {}
+
+  at::Tensor residual() override { return residual_.detach(); }
+
+  Vjp vjp(const at::Tensor& w) override {
+    if (w.dim() == 1) {
+      auto both = gradients(residual_, {y_, x_}, w, /*retain_graph=*/true);
+      return {std::move(both[0]), std::move(both[1])};
+    }
+    std::vector<at::Tensor> ys, xs;
+    for (int64_t i = 0; i < w.size(0); ++i) {
+      Vjp row = vjp(w[i]);
+      ys.push_back(std::move(row.y));
+      xs.push_back(std::move(row.x));
+    }
+    return {at::stack(ys), at::stack(xs)};
+  }
+
+ protected:
+  // (∂y r)ᵀ v, without the other half of `vjp`.
+  at::Tensor transposed_y(const at::Tensor& v) {
+    return rowwise(v, [&](const at::Tensor& row) { return gradients(residual_, {y_}, row, /*retain_graph=*/true)[0]; });
+  }
+
+  const at::Tensor x_, y_;
+  at::Tensor residual_;
+};
+
+class LossLinearization final : public AutodiffLinearization {
+ public:
+  LossLinearization(const Problem& problem, const at::Tensor& x, const at::Tensor& y, Batch batch)
+      : AutodiffLinearization(x, y), problem_(problem), batch_(std::move(batch)) {
     const at::AutoGradMode grad_mode(true);
     value_ = inner_loss(problem_, x_, y_, batch_);
     residual_ = gradients(value_, {y_}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
   }
 
   at::Tensor value() override { return value_.detach(); }
-  at::Tensor residual() override { return residual_.detach(); }
-
   at::Tensor grad_x() override { return differentiable_grad_x().detach(); }
-
-  at::Tensor jvp_y(const at::Tensor& v) override {
-    return rowwise(v, [&](const at::Tensor& row) { return gradients(residual_, {y_}, row, /*retain_graph=*/true)[0]; });
-  }
-
-  Vjp vjp(const at::Tensor& w) override {
-    if (w.dim() == 1) {
-      auto both = gradients(residual_, {y_, x_}, w, /*retain_graph=*/true);
-      return {both[0], both[1]};
-    }
-    std::vector<at::Tensor> ys, xs;
-    for (int64_t i = 0; i < w.size(0); ++i) {
-      Vjp row = vjp(w[i]);
-      ys.push_back(row.y);
-      xs.push_back(row.x);
-    }
-    return {at::stack(ys), at::stack(xs)};
-  }
+  at::Tensor jvp_y(const at::Tensor& v) override { return transposed_y(v); }
 
   at::Tensor jvp_x(const at::Tensor& u) override {
     const at::Tensor gx = differentiable_grad_x();
@@ -123,9 +153,45 @@ class AutodiffLinearization final : public Linearization {
 
   const Problem& problem_;
   const Batch batch_;
-  const at::Tensor x_, y_;
-  at::Tensor value_, residual_, grad_x_;
+  at::Tensor value_, grad_x_;
   at::Tensor z_, u_, jt_u_, z_leaf_, y_direct_, loss_z_, loss_y_;  // for Gauss–Newton
+};
+
+class MapLinearization final : public AutodiffLinearization {
+ public:
+  MapLinearization(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const Batch& batch)
+      : AutodiffLinearization(x, y), symmetric_(problem.optimality_map_is_symmetric()) {
+    const at::AutoGradMode grad_mode(true);
+    residual_ = optimality_map(problem, x_, y_, batch);
+  }
+
+  at::Tensor value() override { return half_square(residual_.detach()); }
+  at::Tensor grad_x() override { return gradients(residual_, {x_}, residual_.detach(), /*retain_graph=*/true)[0]; }
+  at::Tensor jvp_y(const at::Tensor& v) override { return symmetric_ ? transposed_y(v) : pushed(pulled()[0], v); }
+  at::Tensor jvp_x(const at::Tensor& u) override { return pushed(pulled()[1], u); }
+  at::Tensor gauss_newton(const at::Tensor& /*v*/) override {
+    throw Error("Linearization::gauss_newton: Gauss–Newton needs a loss of outputs, and this problem gives its optimality map.");
+  }
+  bool symmetric() const override { return symmetric_; }
+
+ private:
+  // (∂y r)ᵀ w and (∂x r)ᵀ w as functions of w, built when first asked for.
+  const std::vector<at::Tensor>& pulled() {
+    if (pulled_.empty()) {
+      const at::AutoGradMode grad_mode(true);
+      w_ = at::zeros_like(residual_, residual_.options().requires_grad(false)).requires_grad_(true);
+      pulled_ = gradients(residual_, {y_, x_}, w_, /*retain_graph=*/true, /*create_graph=*/true);
+    }
+    return pulled_;
+  }
+
+  at::Tensor pushed(const at::Tensor& pulled_by_w, const at::Tensor& direction) {
+    return rowwise(direction, [&](const at::Tensor& row) { return gradients(pulled_by_w, {w_}, row, /*retain_graph=*/true)[0]; });
+  }
+
+  const bool symmetric_;
+  at::Tensor w_;
+  std::vector<at::Tensor> pulled_;
 };
 
 }  // namespace
@@ -133,10 +199,16 @@ class AutodiffLinearization final : public Linearization {
 std::unique_ptr<Linearization> AutodiffOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                                const Batch& batch) const {
   check_point(problem(), x, y, "AutodiffOracle::linearize_inner");
-  return std::make_unique<AutodiffLinearization>(problem(), x, y, batch);
+  if (problem().has_optimality_map()) return std::make_unique<MapLinearization>(problem(), x, y, batch);
+  return std::make_unique<LossLinearization>(problem(), x, y, batch);
 }
 
 Gradients AutodiffOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  if (problem().has_optimality_map()) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor r = optimality_map(problem(), x.detach(), y.detach(), batch);
+    return {half_square(r), r, {}};
+  }
   const at::AutoGradMode grad_mode(true);
   const at::Tensor y_leaf = leaf(y);
   const at::Tensor loss = inner_loss(problem(), x.detach(), y_leaf, batch);
@@ -155,12 +227,15 @@ Gradients AutodiffOracle::outer(const at::Tensor& x, const at::Tensor& y, const 
 at::Tensor AutodiffOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   const at::AutoGradMode grad_mode(true);
   const at::Tensor x_leaf = leaf(x);
-  return gradients(inner_loss(problem(), x_leaf, y.detach(), batch), {x_leaf})[0];
+  const at::Tensor value = problem().has_optimality_map() ? half_square(optimality_map(problem(), x_leaf, y.detach(), batch))
+                                                          : inner_loss(problem(), x_leaf, y.detach(), batch);
+  return gradients(value, {x_leaf})[0];
 }
 
 at::Tensor AutodiffOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   const at::NoGradGuard no_grad;
-  return inner_loss(problem(), x, y, batch);
+  return problem().has_optimality_map() ? half_square(optimality_map(problem(), x, y, batch))
+                                        : inner_loss(problem(), x, y, batch);
 }
 
 at::Tensor AutodiffOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

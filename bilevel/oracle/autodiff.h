@@ -10,6 +10,10 @@ namespace bilevel {
 /// A linearization builds the graph of ∂y g once and keeps it; each product is one backward pass through it (reverse over
 /// reverse), at 0.8–1.3 times the cost of a gradient, and gives H w and (∂x r)ᵀ w together. Forward-mode AD is not used: its
 /// level is global to the process, and it does not cover the usual losses. The problem must outlive the oracle.
+///
+/// Of an optimality map given directly, `vjp` is one backward pass likewise; `jvp_y` (unless the map is symmetric) and `jvp_x`
+/// keep one more graph, that of (∂y r)ᵀ w and (∂x r)ᵀ w, from the first such product on. The map need not be twice
+/// differentiable for that: operations whose backward pass can be differentiated by its cotangent, as all of PyTorch's, serve.
 class AutodiffOracle final : public Oracle {
  public:
   using Oracle::Oracle;

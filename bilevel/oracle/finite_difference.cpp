@@ -41,6 +41,11 @@ class DifferenceLinearization final : public Linearization {
     return central_difference(y_, v, y_.size(0), [&](const at::Tensor& y) { return oracle_.inner(x_, y, batch_).y; });
   }
   Vjp vjp(const at::Tensor& w) override {
+    if (oracle_.problem().has_optimality_map()) {
+      throw Error(
+          "FiniteDifferenceOracle: differences of an optimality map give ∂y r · v and ∂x r · u, but no product with a transpose; "
+          "use the autodiff oracle.");
+    }
     return {jvp_y(w),
             central_difference(y_, w, x_.size(0), [&](const at::Tensor& y) { return oracle_.inner_grad_x(x_, y, batch_); })};
   }
@@ -49,6 +54,9 @@ class DifferenceLinearization final : public Linearization {
   }
   at::Tensor gauss_newton(const at::Tensor& /*v*/) override {
     throw Error("FiniteDifferenceOracle: Gauss–Newton needs the Jacobian of the outputs; use the autodiff oracle.");
+  }
+  bool symmetric() const override {
+    return !oracle_.problem().has_optimality_map() || oracle_.problem().optimality_map_is_symmetric();
   }
 
  private:

@@ -160,6 +160,93 @@ TEST(AutodiffOracle, GivesZerosWhereALossDoesNotDepend) {
   }
 }
 
+// r = A y + ¼ B (y ⊙ y) − C sin x: not the gradient of anything, for A and ∂y r are not symmetric.
+class MapProblem : public TanhProblem {
+ public:
+  bool has_optimality_map() const override { return true; }
+  at::Tensor inner_loss(const at::Tensor&, const at::Tensor&, const Batch&) const override { throw Error("no loss"); }
+  at::Tensor optimality_map(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+    return m_.mv(y) + b_.mv(y * y) / 4 - k_.mv(x.sin());
+  }
+  at::Tensor m_ = Stream(3, "A").at(0).normal({4, 4});
+  at::Tensor b_ = Stream(3, "B").at(0).normal({4, 4});
+  at::Tensor k_ = Stream(3, "C").at(0).normal({4, 4});
+};
+
+struct OptimalityMapTest : testing::Test {
+  MapProblem problem;
+  AutodiffOracle oracle{problem};
+  at::Tensor x = Stream(2, "x").at(0).normal({4}), y = Stream(2, "y").at(0).normal({4});
+  at::Tensor v = Stream(2, "v").at(0).normal({4}), w = Stream(2, "w").at(0).normal({4});
+  at::Tensor r = problem.m_.mv(y) + problem.b_.mv(y * y) / 4 - problem.k_.mv(x.sin());
+  at::Tensor J = problem.m_ + problem.b_ * (y / 2).unsqueeze(0), K = -problem.k_ * x.cos().unsqueeze(0);
+};
+
+TEST_F(OptimalityMapTest, ProductsEqualTheClosedFormOnBothSides) {
+  const auto lin = oracle.linearize_inner(x, y, {});
+  EXPECT_FALSE(lin->symmetric());
+  EXPECT_LT(relative_error(lin->residual(), r), 1e-14);
+  EXPECT_LT(relative_error(lin->value(), r.dot(r) / 2), 1e-14);
+  EXPECT_LT(relative_error(lin->jvp_y(v), J.mv(v)), 1e-13);
+  EXPECT_LT(relative_error(lin->vjp(w).y, J.t().mv(w)), 1e-13);
+  EXPECT_LT(relative_error(lin->vjp(w).x, K.t().mv(w)), 1e-13);
+  EXPECT_LT(relative_error(lin->jvp_x(v), K.mv(v)), 1e-13);
+  EXPECT_LT(relative_error(lin->grad_x(), K.t().mv(r)), 1e-13);
+  EXPECT_GT(relative_error(J.mv(v), J.t().mv(v)), 0.1);  // the two sides differ here
+  EXPECT_TRUE(at::equal(lin->jvp_y(at::stack({v, w}))[1], lin->jvp_y(w)));
+  EXPECT_TRUE(at::equal(lin->vjp(at::stack({v, w})).y[1], lin->vjp(w).y));
+  EXPECT_THROW(lin->gauss_newton(v), Error);
+}
+
+TEST_F(OptimalityMapTest, InnerGradientsAreTheMapAndItsHalfSquare) {
+  const Gradients g = oracle.inner(x, y, {});
+  EXPECT_TRUE(at::equal(g.y, r));
+  EXPECT_LT(relative_error(g.value, r.dot(r) / 2), 1e-14);
+  EXPECT_LT(relative_error(oracle.inner_grad_x(x, y, {}), K.t().mv(r)), 1e-13);
+  EXPECT_EQ(oracle.inner_value(x, y, {}).item<double>(), g.value.item<double>());
+}
+
+TEST_F(OptimalityMapTest, DifferencesGiveTheProductsThatTheyCanAndRefuseTheTransposedOnes) {
+  const FiniteDifferenceOracle differences(oracle);
+  const auto lin = differences.linearize_inner(x, y, {});
+  EXPECT_LT(relative_error(lin->jvp_y(v), J.mv(v)), 1e-8);
+  EXPECT_LT(relative_error(lin->jvp_x(v), K.mv(v)), 1e-8);
+  EXPECT_FALSE(lin->symmetric());
+  EXPECT_THROW(lin->vjp(v), Error);
+}
+
+// Linear maps have no graph behind their derivative, and a constant one none at all.
+class LinearMapProblem : public MapProblem {
+ public:
+  at::Tensor optimality_map(const at::Tensor&, const at::Tensor& y, const Batch&) const override { return m_.mv(y); }
+};
+class ConstantMapProblem : public MapProblem {
+ public:
+  at::Tensor optimality_map(const at::Tensor&, const at::Tensor&, const Batch&) const override { return c_; }
+};
+
+TEST_F(OptimalityMapTest, GivesZerosWhereAMapDoesNotDepend) {
+  const LinearMapProblem linear;
+  const ConstantMapProblem constant;
+  const auto lin = AutodiffOracle(linear).linearize_inner(x, y, {});
+  EXPECT_LT(relative_error(lin->jvp_y(v), linear.m_.mv(v)), 1e-14);
+  EXPECT_LT(relative_error(lin->vjp(v).y, linear.m_.t().mv(v)), 1e-14);
+  const auto none = AutodiffOracle(constant).linearize_inner(x, y, {});
+  for (const at::Tensor& t : {lin->vjp(v).x, lin->jvp_x(v), lin->grad_x(), none->jvp_y(v), none->vjp(v).y, none->jvp_x(v)}) {
+    EXPECT_EQ(t.norm().item<double>(), 0.0);
+  }
+}
+
+class ShortMapProblem : public MapProblem {
+ public:
+  at::Tensor optimality_map(const at::Tensor&, const at::Tensor& y, const Batch&) const override { return y.narrow(0, 0, 2); }
+};
+
+TEST_F(OptimalityMapTest, RefusesAMapOfAnotherSize) {
+  const ShortMapProblem wrong;
+  EXPECT_THROW(AutodiffOracle(wrong).inner(x, y, {}), Error);
+}
+
 class DropoutProblem : public TanhProblem {
  public:
   bool draws_random_numbers() const override { return true; }

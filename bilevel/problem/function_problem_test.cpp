@@ -48,6 +48,25 @@ TEST(FunctionProblem, TakesPartsOfXWithTheirConstraints) {
   EXPECT_THAT([&] { FunctionProblem{options}; }, ThrowsMessage<Error>(HasSubstr("1 constraints for 2 parts")));
 }
 
+TEST(FunctionProblem, TakesAnOptimalityMapInPlaceOfAnInnerLossAndConstraintsOnY) {
+  FunctionProblemOptions options = sums();
+  options.optimality_map = [](const at::Tensor& x, const at::Tensor& y) { return y * x.sum() - 6; };
+  EXPECT_THAT([&] { FunctionProblem{options}; }, ThrowsMessage<Error>(HasSubstr("both given")));
+  options.inner_loss = nullptr;
+  options.inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = x[0]}; };
+  const FunctionProblem problem(options), plain(sums());
+  const at::Tensor x = problem.initial_outer(), y = problem.initial_inner(x, 0);
+  EXPECT_TRUE(problem.has_optimality_map());
+  EXPECT_FALSE(problem.optimality_map_is_symmetric());
+  EXPECT_TRUE(at::equal(problem.optimality_map(x, y, {}), at::tensor({3.0, 6.0, 9.0}, at::kDouble)));
+  EXPECT_THROW(problem.inner_loss(x, y, {}), Error);
+  EXPECT_TRUE(problem.has_inner_constraints());
+  EXPECT_EQ(problem.inner_constraints(x).lower.item<double>(), 1.0);
+  EXPECT_FALSE(plain.has_optimality_map());
+  EXPECT_FALSE(plain.has_inner_constraints());
+  EXPECT_THROW(plain.optimality_map(x, y, {}), Error);
+}
+
 TEST(FunctionProblem, RefusesWhatDoesNotFit) {
   FunctionProblemOptions no_loss = sums(), sizes = sums(), dtypes = sums(), no_start = sums(), vector_loss = sums();
   no_loss.outer_loss = nullptr;

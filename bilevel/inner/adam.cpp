@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "bilevel/core/error.h"
@@ -57,11 +58,17 @@ AdamRule::AdamRule(AdamRuleOptions options) : options_(std::move(options)) {
 
 bool AdamRule::decays() const { return options_.weight_decay != 0 || contains(options_.learned, "weight_decay"); }
 bool AdamRule::stops_at_stationarity() const {
-  return options_.decoupled ? !decays() : !contains(options_.learned, "weight_decay");
+  return !(options_.decoupled && options_.amsgrad && decays());
 }
 
 at::Tensor AdamRule::residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const {
-  return decays() && !options_.decoupled ? gradient + h[1] * y : gradient;
+  if (!decays()) return gradient;
+  return gradient + h[1] * (options_.decoupled ? (gradient.abs() + options_.eps) * y : y);
+}
+
+at::Tensor AdamRule::preconditioner(const Tensors& state, int64_t steps) const {
+  const double c2 = std::sqrt(1 - std::pow(options_.beta2, static_cast<double>(std::max<int64_t>(steps, 1))));
+  return 1 / (state.back().sqrt() / c2 + options_.eps);
 }
 
 struct AdamRule::Parts {

@@ -21,6 +21,10 @@ void read(Section& section, AdamRuleOptions& options);
 
 /// Adam and AdamW exactly as in torch.optim (Kingma & Ba 2015). Hyperparameters: lr, weight_decay. Derivatives in closed form.
 ///
+/// At rest m = ∂y g and v = (∂y g)², so that AdamW rests where ∂y g/(|∂y g| + ε) + w y = 0: near a minimum of g with |yⱼ| ≤ 1/w.
+/// `residual` is that times |∂y g| + ε, which has finite derivatives; that of |·| at 0 is taken as 0. AdamW with amsgrad rests where
+/// the largest gradient of its trajectory says.
+///
 /// Where an element has never had a gradient (blank pixels), the step is 0 and so is its derivative: the true one is of the order
 /// lr/eps there, which would overflow within a few steps only to be multiplied by zero.
 class AdamRule final : public UpdateRule {
@@ -35,6 +39,7 @@ class AdamRule final : public UpdateRule {
   RuleCotangent vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const override;
   RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const override;
   at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const override;
+  at::Tensor preconditioner(const Tensors& state, int64_t steps) const override;
   double coupled_weight_decay() const override { return options_.decoupled ? 0.0 : options_.weight_decay; }
   bool stops_at_stationarity() const override;
   bool scale_free() const override { return true; }

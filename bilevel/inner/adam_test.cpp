@@ -81,9 +81,41 @@ TEST(AdamRule, HasZeroDerivativesWhereNoGradientHasBeenSeen) {
 TEST(AdamRule, SaysWhereItStops) {
   EXPECT_TRUE(AdamRule({.weight_decay = 0.3}).stops_at_stationarity());
   EXPECT_EQ(AdamRule({.weight_decay = 0.3}).coupled_weight_decay(), 0.3);
-  EXPECT_FALSE(AdamRule(adamw(0.1)).stops_at_stationarity());
+  EXPECT_TRUE(AdamRule(adamw(0.1)).stops_at_stationarity());
   EXPECT_EQ(AdamRule(adamw(0.1)).coupled_weight_decay(), 0.0);
-  EXPECT_TRUE(AdamRule(adamw(0.1, 0.0)).stops_at_stationarity());
+  AdamRuleOptions options = adamw(0.1);
+  options.amsgrad = true;
+  EXPECT_FALSE(AdamRule(options).stops_at_stationarity());
+}
+
+// The elements of y settle apart from each other on ½ Σ aⱼ (yⱼ − cⱼ)²: with ε as large as the gradient near the minimum or far
+// past it, and where the decay holds yⱼ at 1/w.
+TEST(AdamRule, RestsWhereItsResidualIsZero) {
+  const at::Tensor a = at::tensor({1.0, 2.0, 0.5}, at::kDouble), c = at::tensor({1.0, -2.0, 6.0}, at::kDouble);
+  for (const bool decoupled : {true, false}) {
+    AdamRuleOptions options{.lr = 0.02, .eps = 0.5, .weight_decay = 0.3, .decoupled = decoupled};
+    options.beta2 = 0.99;
+    const AdamRule rule(options);
+    at::Tensor y = at::zeros({3}, at::kDouble);
+    Tensors state = rule.fresh_state(y);
+    for (int64_t t = 0; t < 6000; ++t) {
+      RuleOutput out = rule.step({y, state, a * (y - c), rule.default_h(y), t});
+      y = out.y;
+      state = out.state;
+    }
+    const at::Tensor g = a * (y - c), r = rule.residual(y, g, rule.default_h(y));
+    EXPECT_LT(r.norm().item<double>(), 1e-10 * g.norm().item<double>()) << decoupled << ": " << r << g;
+    const at::Tensor other = decoupled ? g + 0.3 * y : g + 0.3 * (g.abs() + 0.5) * y;
+    EXPECT_GT(other.norm().item<double>(), 0.05 * g.norm().item<double>());
+  }
+}
+
+TEST(AdamRule, OffersWhatItDividesByAsAPreconditioner) {
+  const AdamRule rule({.beta1 = 0.0, .beta2 = 0.9, .eps = 0.1});
+  const at::Tensor y = at::zeros({2}, at::kDouble), g = at::tensor({4.0, -0.5}, at::kDouble);
+  Tensors state = rule.fresh_state(y);
+  for (int64_t t = 0; t < 3; ++t) state = rule.step({y, state, g, rule.default_h(y), t}).state;
+  EXPECT_TRUE(at::allclose(rule.preconditioner(state, 3), 1 / (g.abs() + 0.1), 1e-13, 0));
 }
 
 TEST(AdamRule, RefusesOptionsThatMakeNoSense) {

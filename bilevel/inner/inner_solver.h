@@ -17,7 +17,7 @@ struct InnerSolution {
   Status status = Status::kIterationLimit;
   std::string message;      // one sentence
   double loss = 0;          // g(x, y), full batch
-  double stationarity = 0;  // ‖r(x, y)‖₂, full batch; r includes a coupled weight decay
+  double stationarity = 0;  // ‖r(x, y)‖₂, full batch, r as InnerSolver::residual; under constraints that of inner/constraints.h
   double initial_stationarity = 0;
   int64_t steps = 0;
   at::Tensor previous;                     // y_{T−1}; y itself where no step was taken
@@ -41,9 +41,14 @@ class InnerSolver {
                               const TrajectoryPolicy& policy) const = 0;
   /// The step size that one-step estimators take for the inverse Hessian, at x; throws Error where the solver has none.
   virtual at::Tensor step_size(const Problem& problem, const at::Tensor& x) const = 0;
-  /// Shift w of the optimality map r = ∂y g + w y that this solver drives to zero.
+  /// w of a weight decay that is added to the gradient, from the options; 0 where x determines it.
   virtual double coupled_weight_decay() const { return 0.0; }
+  /// False where `residual` does not say where this solver stops: implicit estimators refuse it.
   virtual bool stops_at_stationarity() const { return true; }
+  /// r(x, y), what this solver drives to zero where y moves freely, given ∂y g at (x, y). Differentiable operations of y, the
+  /// gradient, and x, which may determine a rule's weight decay: dr = ∂r/∂y + (∂r/∂gradient) d(∂y g). `gradient` itself, the same
+  /// tensor, where nothing beside g moves the optimum.
+  virtual at::Tensor residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const at::Tensor& gradient) const;
 };
 
 }  // namespace bilevel

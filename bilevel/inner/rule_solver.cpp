@@ -165,6 +165,9 @@ double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64
       if (name == "weight_decay") decay = value.max().item<double>();
     }
   }
+  require(!problem.has_optimality_map() || problem.optimality_map_is_symmetric(),
+          "RuleSolver: lr = \"auto\" rests on the curvature of a loss, and this problem gives an optimality map r that is not symmetric. "
+          "Give lr; for a fixed point y = φ(x, y) with r = y − φ, lr = 1 is the plain iteration.");
   // The curvature of a logistic loss shrinks away from y₀ = 0, so that 1/L of a warm start alone would be too long a step.
   const Batch all{0, slice, {}, Stream(options_.seed, "inner loss").at(0).seed()};
   const auto curvature = [&](const at::Tensor& at) { return largest_curvature(*oracle.linearize_inner(x, at, all)); };
@@ -186,6 +189,13 @@ at::Tensor RuleSolver::step_size(const Problem& problem, const at::Tensor& x) co
   }
   const at::Tensor y0 = problem.initial_inner(x, 0).detach();
   return at::scalar_tensor(automatic_lr(AutodiffOracle(problem), x, 0, y0), y0.options());
+}
+
+at::Tensor RuleSolver::residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y,
+                                const at::Tensor& gradient) const {
+  Tensors h = rule_->default_h(y.detach());
+  for (auto& [i, value] : determined_by_outer(problem, x, std::max<int64_t>(0, options_.steps - 1))) h[i] = value;
+  return rule_->residual(y, gradient, h);
 }
 
 InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given, int64_t slice, const InnerStart& start,
@@ -262,8 +272,11 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
 
   // Past 2/L the steepest direction is overshot further each time: the last two gradients of plain descent oppose each other, and
   // the later is the longer, though all other directions may still be settling.
+  // So they may where a map that is no gradient turns and stretches on the way to its root.
+  const Problem& problem = oracle.problem();
+  const bool descends = !problem.has_optimality_map() || problem.optimality_map_is_symmetric();
   bool overshoots = false;
-  if (plan_.is_full() && rule_->slots() == 0 && t > 0 && std::isfinite(last.stationarity)) {
+  if (descends && plan_.is_full() && rule_->slots() == 0 && t > 0 && std::isfinite(last.stationarity)) {
     const at::Tensor r_before = rule_->residual(y_before, gradient_before, hyperparameters(context, t - 1));
     const double before = length(r_before), cosine = at::dot(r_before, last.r).item<double>() / (before * last.stationarity);
     const double rounding = 100 * (y0.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()

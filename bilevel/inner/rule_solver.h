@@ -41,6 +41,8 @@ class RuleSolver final : public InnerSolver {
   at::Tensor step_size(const Problem& problem, const at::Tensor& x) const override;
   double coupled_weight_decay() const override { return rule_->coupled_weight_decay(); }
   bool stops_at_stationarity() const override { return rule_->stops_at_stationarity(); }
+  /// The rule's, with the hyperparameters of the last step.
+  at::Tensor residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const at::Tensor& gradient) const override;
 
   const UpdateRule& rule() const { return *rule_; }
   const RuleSolverOptions& options() const { return options_; }

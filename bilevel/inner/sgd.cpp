@@ -54,7 +54,6 @@ std::vector<double> SgdRule::defaults() const {
   return {options_.lr, options_.momentum, options_.dampening, options_.weight_decay};
 }
 
-bool SgdRule::stops_at_stationarity() const { return !contains(options_.learned, "weight_decay"); }
 bool SgdRule::decays() const { return options_.weight_decay != 0 || contains(options_.learned, "weight_decay"); }
 
 at::Tensor SgdRule::residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const {

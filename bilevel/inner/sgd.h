@@ -33,7 +33,6 @@ class SgdRule final : public UpdateRule {
   RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const override;
   at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const override;
   double coupled_weight_decay() const override { return options_.weight_decay; }
-  bool stops_at_stationarity() const override;
 
  private:
   at::Tensor decayed(const RuleInput& in) const;

@@ -78,8 +78,11 @@ TEST(SgdRule, HasABufferOnlyWhereMomentumCanBeNonZero) {
 TEST(SgdRule, SaysWhereItStops) {
   EXPECT_TRUE(SgdRule({.weight_decay = 0.3}).stops_at_stationarity());
   EXPECT_EQ(SgdRule({.weight_decay = 0.3}).coupled_weight_decay(), 0.3);
-  // Implicit estimators would miss that x moves the optimality map through w(x).
-  EXPECT_FALSE(SgdRule({.learned = {"weight_decay"}}).stops_at_stationarity());
+  const at::Tensor y = at::tensor({2.0, -3.0}, at::kDouble), g = at::tensor({0.5, 0.25}, at::kDouble);
+  const Tensors h{at::scalar_tensor(0.1, at::kDouble), at::scalar_tensor(0.2, at::kDouble)};
+  EXPECT_TRUE(at::allclose(SgdRule({.weight_decay = 0.3}).residual(y, g, h), at::tensor({0.9, -0.35}, at::kDouble)));
+  EXPECT_TRUE(at::allclose(SgdRule({.learned = {"weight_decay"}}).residual(y, g, h), at::tensor({0.9, -0.35}, at::kDouble)));
+  EXPECT_TRUE(SgdRule({}).residual(y, g, h).is_same(g));
 }
 
 TEST(SgdRule, RefusesOptionsThatMakeNoSense) {

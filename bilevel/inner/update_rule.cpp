@@ -83,6 +83,7 @@ RuleOutput UpdateRule::jvp(const RuleInput& in, const RuleCotangent& tangent) co
 }
 
 at::Tensor UpdateRule::residual(const at::Tensor&, const at::Tensor& gradient, const Tensors&) const { return gradient; }
+at::Tensor UpdateRule::preconditioner(const Tensors&, int64_t) const { return {}; }
 
 Tensors UpdateRule::fresh_state(const at::Tensor& y) const {
   Tensors state;

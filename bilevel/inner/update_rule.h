@@ -41,7 +41,7 @@ class UpdateRule {
   virtual ~UpdateRule() = default;
   virtual std::string_view name() const = 0;
 
-  virtual int64_t slots() const = 0;  // tensors of state, each [dy]; a fresh state is zero
+  virtual int64_t slots() const = 0;  // tensors of state, each [dy]
   virtual std::vector<std::string> hyperparameters() const = 0;
   /// The hyperparameters' values from the options, in that order.
   virtual std::vector<double> defaults() const = 0;
@@ -51,20 +51,24 @@ class UpdateRule {
   /// The derivative of (y', s') along `tangent`, whose fields hold the directions.
   virtual RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const;
 
-  /// w of a weight decay that is added to the gradient: the rule then stops where ∂y g + w y = 0, and implicit estimators
-  /// differentiate that.
+  /// w of a weight decay that is added to the gradient, from the options; 0 where x determines it.
   virtual double coupled_weight_decay() const { return 0.0; }
-  /// False where the rule stops elsewhere than at ∂y g + w y = 0 (decoupled decay): implicit estimators refuse it.
+  /// False where no residual says where the rule stops (it depends on the way there): implicit estimators refuse it.
   virtual bool stops_at_stationarity() const { return true; }
 
-  /// What the rule drives to zero: ∂y g, plus w y for a coupled weight decay.
+  /// r, what the rule drives to zero, in differentiable operations of y, the gradient ∂y g and h: ∂y g itself, ∂y g + w y for a
+  /// coupled weight decay, ∂y g + w (|∂y g| + ε) ⊙ y for AdamW. Everything that a rule at rest depends on is in it; lr never is.
   virtual at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const;
+  /// What an adaptive rule multiplies the direction by, apart from lr, as its state is after `steps` steps: Adam's 1/(√v̂ + ε)
+  /// [dy]. It may precondition linear solves. Undefined: the rule does not adapt.
+  virtual at::Tensor preconditioner(const Tensors& state, int64_t steps) const;
   /// True where the length of a step does not grow with the gradient's (Adam), so that no curvature bounds lr.
   virtual bool scale_free() const { return false; }
   /// Hyperparameters, other than lr, that the rule expects x to determine.
   virtual std::vector<std::string> learned() const { return {}; }
 
-  Tensors fresh_state(const at::Tensor& y) const;
+  /// s₀: zeros, unless a rule begins otherwise.
+  virtual Tensors fresh_state(const at::Tensor& y) const;
   /// `defaults` as scalar tensors like y.
   Tensors default_h(const at::Tensor& y) const;
 };

@@ -401,8 +401,12 @@ at::Tensor SupervisedProblem::inner_loss(const at::Tensor& x, const at::Tensor& 
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
-at::Tensor SupervisedProblem::outer_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const {
-  return losses(outer_, logits(outer_, y, batch), batch).mean();
+at::Tensor SupervisedProblem::outer_sample_losses(const at::Tensor&, const at::Tensor& y, const Batch& batch) const {
+  return losses(outer_, logits(outer_, y, batch), batch);
+}
+
+at::Tensor SupervisedProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  return outer_sample_losses(x, y, batch).mean();
 }
 
 at::Tensor SupervisedProblem::initial_inner(const at::Tensor&, int64_t slice) const {
@@ -466,6 +470,11 @@ at::Tensor SupervisedProblem::inner_losses(const at::Tensor& y) const { return l
 at::Tensor SupervisedProblem::inner_logits(const at::Tensor& y) const {
   const at::NoGradGuard no_grad;
   return logits(inner_, y, {});
+}
+
+at::Tensor SupervisedProblem::outer_logits(const at::Tensor& y) const {
+  const at::NoGradGuard no_grad;
+  return logits(outer_, y, {});
 }
 
 }  // namespace bilevel

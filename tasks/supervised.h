@@ -88,6 +88,9 @@ class SupervisedProblem : public Problem {
   at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
 
+  bool has_outer_sample_losses() const override { return true; }
+  at::Tensor outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+
   at::Tensor initial_outer() const override { return x0_; }
   at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const override;
   int64_t inner_samples() const override { return inner_.n; }
@@ -118,6 +121,9 @@ class SupervisedProblem : public Problem {
   at::Tensor values_of(const at::Tensor& x) const;
   at::Tensor inner_losses(const at::Tensor& y) const;  // [n], unweighted
   at::Tensor inner_logits(const at::Tensor& y) const;  // [C, n]
+  at::Tensor outer_logits(const at::Tensor& y) const;  // [C, n]
+  const at::Tensor& outer_features() const { return outer_.features; }  // [n, …]
+  const at::Tensor& outer_targets() const { return outer_.targets; }    // [·, n]
 
  private:
   struct Prepared {

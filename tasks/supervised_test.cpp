@@ -228,6 +228,19 @@ TEST(Supervised, FixedSampleWeightsMultiply) {
   EXPECT_NEAR(number(problem.inner_loss(x, y, {})), number((w * plain_losses(y, data.inner)).mean()), 1e-13);
 }
 
+TEST(Supervised, TheOuterLossIsTheMeanOfItsSamples) {
+  const SupervisedData data = random_data();
+  const SupervisedProblem problem(options_with({{.kind = Kind::kL2, .map = Map::kExp}}), data);
+  const at::Tensor y = draw(20).normal({problem.inner_layout().size()}, at::kDouble), x = problem.initial_outer();
+  ASSERT_TRUE(problem.has_outer_sample_losses());
+  EXPECT_TRUE(at::allclose(problem.outer_sample_losses(x, y, {}), plain_losses(y, data.outer), 0, 1e-12));
+  EXPECT_NEAR(number(problem.outer_loss(x, y, {})), number(plain_losses(y, data.outer).mean()), 1e-12);
+  Batch batch;
+  batch.samples = at::tensor({4, 0, 4});
+  const at::Tensor of_batch = plain_losses(y, data.outer).index_select(0, batch.samples);
+  EXPECT_TRUE(at::allclose(problem.outer_sample_losses(x, y, batch), of_batch, 0, 1e-12));
+}
+
 TEST(Supervised, SquaredAndLogisticLossesAreThoseOfTheDesign) {
   for (const std::string loss : {"squared", "logistic"}) {
     const SupervisedData data = random_data(loss);

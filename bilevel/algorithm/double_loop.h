@@ -53,6 +53,10 @@ class DoubleLoop final : public Algorithm {
   /// were found.
   Hypergradient hypergradient(const State& state, State* after = nullptr) const;
 
+  const InnerSolver& solver() const { return *solver_; }
+  const Estimator& estimator() const { return *estimator_; }
+  const DoubleLoopOptions& options() const { return options_; }
+
  private:
   struct Visit;
   Visit visit(State& state) const;

@@ -9,69 +9,69 @@ int64_t directions(const at::Tensor& v) { return v.dim() == 2 ? v.size(0) : 1; }
 
 class CountedLinearization final : public Linearization {
  public:
-  CountedLinearization(std::unique_ptr<Linearization> inner, std::shared_ptr<Cost> cost)
-      : inner_(std::move(inner)), cost_(std::move(cost)) {}
+  CountedLinearization(std::unique_ptr<Linearization> inner, std::shared_ptr<CountedOracle::Meter> meter)
+      : inner_(std::move(inner)), meter_(std::move(meter)) {}
 
   at::Tensor value() override { return inner_->value(); }
   at::Tensor residual() override { return inner_->residual(); }
   at::Tensor grad_x() override {
-    ++cost_->gradients;
+    meter_->add(&Cost::gradients);
     return inner_->grad_x();
   }
   at::Tensor jvp_y(const at::Tensor& v) override {
-    cost_->hvps += directions(v);
+    meter_->add(&Cost::hvps, directions(v));
     return inner_->jvp_y(v);
   }
   Vjp vjp(const at::Tensor& w) override {
-    cost_->hvps += directions(w);
-    cost_->cross_products += directions(w);
+    meter_->add(&Cost::hvps, directions(w));
+    meter_->add(&Cost::cross_products, directions(w));
     return inner_->vjp(w);
   }
   at::Tensor jvp_x(const at::Tensor& u) override {
-    cost_->cross_products += directions(u);
+    meter_->add(&Cost::cross_products, directions(u));
     return inner_->jvp_x(u);
   }
   at::Tensor gauss_newton(const at::Tensor& v) override {
-    cost_->hvps += directions(v);
+    meter_->add(&Cost::hvps, directions(v));
     return inner_->gauss_newton(v);
   }
   bool symmetric() const override { return inner_->symmetric(); }
 
  private:
   const std::unique_ptr<Linearization> inner_;
-  const std::shared_ptr<Cost> cost_;
+  const std::shared_ptr<CountedOracle::Meter> meter_;
 };
 
 }  // namespace
 
 std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                               const Batch& batch) const {
-  ++cost_->gradients;
-  return std::make_unique<CountedLinearization>(oracle_.linearize_inner(x, y, batch), cost_);
+  meter_->add(&Cost::gradients);
+  return std::make_unique<CountedLinearization>(oracle_.linearize_inner(x, y, batch), meter_);
 }
 
 Gradients CountedOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  ++cost_->gradients;
+  meter_->add(&Cost::gradients);
   return oracle_.inner(x, y, batch);
 }
 
 Gradients CountedOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  ++cost_->gradients;
+  meter_->add(&Cost::gradients);
   return oracle_.outer(x, y, batch);
 }
 
 at::Tensor CountedOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  ++cost_->gradients;
+  meter_->add(&Cost::gradients);
   return oracle_.inner_grad_x(x, y, batch);
 }
 
 at::Tensor CountedOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  ++cost_->forwards;
+  meter_->add(&Cost::forwards);
   return oracle_.inner_value(x, y, batch);
 }
 
 at::Tensor CountedOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  ++cost_->forwards;
+  meter_->add(&Cost::forwards);
   return oracle_.outer_value(x, y, batch);
 }
 

@@ -1,5 +1,7 @@
 #pragma once
+#include <functional>
 #include <memory>
+#include <utility>
 
 #include "bilevel/core/cost.h"
 #include "bilevel/oracle/oracle.h"
@@ -9,10 +11,11 @@ namespace bilevel {
 /// Counts every call of the oracle that it stands on, which must outlive it.
 ///
 /// A linearization counts as one gradient; a product with ∂y r as one HVP; a vjp as one HVP and one cross product; a product of a
-/// block [k, d] counts k times.
+/// block [k, d] counts k times. `watch`, where given, is called before each call, and may end a computation by throwing.
 class CountedOracle final : public Oracle {
  public:
-  explicit CountedOracle(const Oracle& oracle) : Oracle(oracle.problem()), oracle_(oracle), cost_(std::make_shared<Cost>()) {}
+  explicit CountedOracle(const Oracle& oracle, std::function<void()> watch = {})
+      : Oracle(oracle.problem()), oracle_(oracle), meter_(std::make_shared<Meter>(Meter{{}, std::move(watch)})) {}
   std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   Gradients inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   Gradients outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
@@ -20,11 +23,20 @@ class CountedOracle final : public Oracle {
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
 
-  const Cost& cost() const { return *cost_; }
+  const Cost& cost() const { return meter_->cost; }
+
+  struct Meter {
+    Cost cost;
+    std::function<void()> watch;
+    void add(int64_t Cost::*kind, int64_t calls = 1) {
+      if (watch) watch();
+      cost.*kind += calls;
+    }
+  };
 
  private:
   const Oracle& oracle_;
-  const std::shared_ptr<Cost> cost_;  // linearizations may outlive a call, and count on
+  const std::shared_ptr<Meter> meter_;  // linearizations may outlive a call, and count on
 };
 
 }  // namespace bilevel

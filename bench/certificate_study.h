@@ -1,0 +1,42 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bilevel/core/status.h"
+
+namespace bilevel {
+
+/// One random problem, its hypergradient, and what the certificate said.
+struct CertificateCase {
+  int64_t seed = 0;
+  std::string problem;    // "quadratic", "ridge", "logistic", "mlp"
+  std::string dtype;      // "float32", "float64"
+  std::string estimator;  // "implicit cg", "implicit dense", "unrolled", "unrolled last"
+  std::string route;      // of the certificate: "dense" (∂y r is formed) or "products"
+  std::string damage;     // "" or "wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"
+  double condition = 0;
+  double norm = 0, error = 0;  // ‖value‖, ‖value − reference‖, of a reference in double
+  std::optional<double> bound;
+  Grade grade = Grade::kOk;  // with the spot check
+  Grade bound_grade = Grade::kOk;
+  std::string check;  // "agrees", "disagrees", "inconclusive", "failed"
+  std::string message;
+  bool convex() const { return problem != "mlp"; }
+};
+
+/// Makes the problem of `seed`, damages it if seed % 3 == 0, and certifies its hypergradient.
+CertificateCase certificate_case(int64_t seed);
+
+/// What issue 4 asks for.
+struct CertificateSummary {
+  int64_t cases = 0, bounds = 0, bounds_held = 0;                   // bounds of undamaged cases
+  int64_t convex = 0, no_bound = 0;                                 // undamaged convex cases
+  double median_tightness = 0;                                      // bound/error of undamaged convex cases
+  int64_t damaged = 0, caught = 0, harmful = 0, harmful_caught = 0;  // harmful: the value is off by more than 10 %
+  int64_t undamaged = 0, alarms = 0, false_alarms = 0;              // false: the value is right to 10 %
+};
+CertificateSummary summarise(const std::vector<CertificateCase>& cases);
+
+}  // namespace bilevel

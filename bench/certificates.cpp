@@ -1,0 +1,69 @@
+// A thousand random problems, a third of them damaged on purpose: does the certificate tell?
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "bench/certificate_study.h"
+
+using bilevel::CertificateCase;
+using Json = nlohmann::ordered_json;
+
+int main(int argc, char** argv) {
+  int64_t first = 0, count = 1000;
+  std::string out;
+  CLI::App app("The study of docs/certificates.md.");
+  app.add_option("--first", first, "first seed");
+  app.add_option("--count", count, "problems");
+  app.add_option("--out", out, "JSON with every case");
+  CLI11_PARSE(app, argc, argv);
+  at::set_num_threads(1);
+
+  std::vector<CertificateCase> cases;
+  Json rows = Json::array();
+  for (int64_t seed = first; seed < first + count; ++seed) {
+    const CertificateCase one = bilevel::certificate_case(seed);
+    cases.push_back(one);
+    rows.push_back({{"seed", one.seed},           {"problem", one.problem}, {"dtype", one.dtype},
+                    {"estimator", one.estimator}, {"route", one.route},     {"damage", one.damage},
+                    {"condition", one.condition}, {"norm", one.norm},       {"error", one.error},
+                    {"bound", one.bound ? Json(*one.bound) : Json()},       {"grade", bilevel::to_string(one.grade)},
+                    {"bound_grade", bilevel::to_string(one.bound_grade)},   {"check", one.check},
+                    {"message", one.message}});
+  }
+  const bilevel::CertificateSummary sum = summarise(cases);
+  const auto share = [](int64_t part, int64_t all) { return all == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(all); };
+  fmt::print("{} problems\n", sum.cases);
+  fmt::print("bound holds                     {} of {} ({:.1f} %)\n", sum.bounds_held, sum.bounds, share(sum.bounds_held, sum.bounds));
+  fmt::print("median bound/error              {:.2f}\n", sum.median_tightness);
+  fmt::print("no bound, convex undamaged      {} of {} ({:.1f} %)\n", sum.no_bound, sum.convex, share(sum.no_bound, sum.convex));
+  fmt::print("damage caught                   {} of {} ({:.1f} %)\n", sum.caught, sum.damaged, share(sum.caught, sum.damaged));
+  fmt::print("  of what is off by > 10 %      {} of {} ({:.1f} %)\n", sum.harmful_caught, sum.harmful, share(sum.harmful_caught, sum.harmful));
+  fmt::print("alarms on undamaged problems    {} of {} ({:.1f} %)\n", sum.alarms, sum.undamaged, share(sum.alarms, sum.undamaged));
+  fmt::print("  where the value is right      {} of {} ({:.1f} %)\n", sum.false_alarms, sum.undamaged, share(sum.false_alarms, sum.undamaged));
+  if (!out.empty()) {
+    Json json;
+    json["command"] = fmt::format("certificates --first {} --count {}", first, count);
+    json["summary"] = {{"cases", sum.cases},
+                       {"bounds", sum.bounds},
+                       {"bounds_held", sum.bounds_held},
+                       {"median_bound_over_error", sum.median_tightness},
+                       {"convex_undamaged", sum.convex},
+                       {"no_bound", sum.no_bound},
+                       {"damaged", sum.damaged},
+                       {"caught", sum.caught},
+                       {"harmful", sum.harmful},
+                       {"harmful_caught", sum.harmful_caught},
+                       {"undamaged", sum.undamaged},
+                       {"alarms", sum.alarms},
+                       {"false_alarms", sum.false_alarms}};
+    json["cases"] = rows;
+    std::ofstream(out) << json.dump(1, ' ', false, Json::error_handler_t::replace) << "\n";
+  }
+  return 0;
+}

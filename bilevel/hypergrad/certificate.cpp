@@ -1,0 +1,322 @@
+// φ(y) = ∂x f − (∂x r)ᵀ q,  (∂y r)ᵀ q = ∂y f;   v₁ = φ(y₁) with a q₁ that leaves ρ = ∂y f − (∂y r)ᵀ q₁
+//
+//   v₁ − ∇F = [v₁ − φ(y₁)] + [φ(y₁) − φ(y*)],     v₁ − φ(y₁) = M ρ,     φ(y₁) − φ(y*) ≈ (−V + M W)(y₁ − y*)
+//
+// because (∂x r)ᵀ(q − q₁) = M ρ, and the derivative of φ along y is that of ∂x f − (∂x r)ᵀ q₁ with q₁ fixed, and that of −M ρ.
+#include "bilevel/hypergrad/certificate.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/hypergrad/assembly.h"
+#include "bilevel/hypergrad/inner_newton.h"
+
+namespace bilevel {
+namespace {
+
+constexpr int64_t kPowerSteps = 8;
+constexpr double kPowerSafety = 1.3;     // what eight power steps from a random start leave below the norm, generously
+constexpr double kLanczosFailure = 1e-3;
+
+double length(const at::Tensor& v) { return v.norm().item<double>(); }
+bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<double>()); }
+
+/// How small the curvature may be.
+struct Curvature {
+  double safe = 0;      // not above the smallest curvature on the way to y*; 0: nothing is known
+  bool indefinite = false;
+  std::string reason;   // "μ = …, the …"
+};
+
+/// Ritz values of k Lanczos steps from a random start, with full reorthogonalisation: {smallest, largest, k}.
+struct Ritz {
+  double smallest = 0, largest = 0;
+  int64_t steps = 0;
+  bool exact = false;  // the Krylov space is exhausted
+};
+
+Ritz lanczos(const InnerPlace& place, int64_t steps) {
+  const int64_t d = place.y.size(0);
+  steps = std::min(steps, d);
+  at::Tensor v = Stream(0, "lanczos start").at(0).normal({d}).to(place.y.options());
+  v = v / v.norm();
+  std::vector<at::Tensor> basis;
+  at::Tensor T = at::zeros({steps, steps}, at::kDouble);
+  Ritz ritz;
+  for (int64_t k = 0; k < steps; ++k) {
+    basis.push_back(v);
+    at::Tensor w = place.jvp_y(v);
+    const at::Tensor V = at::stack(basis);
+    at::Tensor overlap = V.mv(w);
+    T[k][k] = overlap[k].item<double>();
+    w = w - V.t().mv(overlap);
+    w = w - V.t().mv(V.mv(w));
+    ritz.steps = k + 1;
+    const double beta = length(w);
+    if (!std::isfinite(beta)) break;
+    if (beta <= 10 * rounding_unit(w) * length(overlap)) {
+      ritz.exact = true;
+      break;
+    }
+    if (k + 1 < steps) T[k][k + 1] = T[k + 1][k] = beta;
+    v = w / beta;
+  }
+  const at::Tensor values = at::linalg_eigvalsh(T.narrow(0, 0, ritz.steps).narrow(1, 0, ritz.steps));
+  ritz.smallest = values[0].item<double>();
+  ritz.largest = values[ritz.steps - 1].item<double>();
+  ritz.exact = ritz.exact || ritz.steps == d;
+  return ritz;
+}
+
+/// All about one certificate.
+class Certifier {
+ public:
+  Certifier(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options)
+      : h_(h),
+        in_(in),
+        options_(options),
+        eps_(rounding_unit(in.solution.y)),
+        newton_(in, {.dense_dim = options.dense_dim, .products = options.products, .steps = options.newton_steps}),
+        dense_(newton_.dense()) {}
+
+  void run() {
+    if (const std::string reason = refusal(); !reason.empty()) return refuse(reason);
+    if (!newton_.solve(in_.x, in_.solution.y)) {
+      return refuse(fmt::format("Newton's method does not get from ‖r‖ = {:.2e} to a solution of the inner problem near by.",
+                                in_.solution.stationarity));
+    }
+    place_ = &newton_.place();
+    newton_.renew();
+    sigma_r_ = newton_.rounding_of_r();
+    correct();
+    if (!finite(value_)) return refuse("the corrected hypergradient is not finite.");
+    const double distance = length(h_.value.to(at::kDouble) - value_.to(at::kDouble));
+    h_.certificate.distance_to_F = distance;
+    measure_rounding();
+    const Curvature curvature = safe_curvature();
+    if (curvature.indefinite) {
+      refuse(curvature.reason);
+      if (about_F()) demote(h_, Grade::kBad, fmt::format("The point that the inner solve approaches is no minimum: {}", curvature.reason));
+      return;
+    }
+    double rest = std::numeric_limits<double>::infinity();
+    if (curvature.safe > 0) {
+      rest = remainder(curvature.safe);
+      if (about_F() && std::isfinite(rest)) {
+        h_.certificate.error_bound = distance + rest;
+        h_.certificate.curvature = curvature.safe;
+        h_.certificate.bound_reason =
+            fmt::format("The value is {:.2e} from that of a corrected solve, which is within {:.2e} of ∇F with {}{}.", distance, rest,
+                        curvature.reason, in_.outer_batch.full() ? "" : " (∇F of this outer batch)");
+      }
+    } else if (about_F()) {
+      h_.certificate.bound_reason = "No bound: " + curvature.reason;
+    }
+    judge(distance, rest);
+  }
+
+ private:
+  bool about_F() const { return h_.certificate.differentiates == "F" || h_.certificate.differentiates.starts_with("F,"); }
+
+  void refuse(const std::string& reason) {
+    if (about_F()) h_.certificate.bound_reason = "No bound: " + reason;
+  }
+
+  std::string refusal() const {
+    const Problem& problem = in_.oracle.problem();
+    if (!finite(h_.value)) return "the hypergradient is not finite.";
+    if (!finite(in_.solution.y)) return "the inner solution is not finite.";
+    if (problem.has_inner_constraints()) return "y is constrained, and the bound is about a free y.";
+    if (problem.has_optimality_map() && !problem.optimality_map_is_symmetric() && !dense_) {
+      return fmt::format("∂y r is not symmetric, and with {} inner variables it is too large to be formed.", in_.x.size(0));
+    }
+    if (!in_.solver.stops_at_stationarity()) return "the inner solver does not stop where the gradient is zero.";
+    return "";
+  }
+
+  // v₁ = φ(y₁), by refining q until its residual no longer shrinks.
+  void correct() {
+    outer_ = in_.oracle.outer(in_.x, place_->y, in_.outer_batch);
+    q_ = h_.q.defined() && h_.q.sizes() == place_->y.sizes() && finite(h_.q) ? h_.q.detach() : at::zeros_like(place_->y);
+    Vjp both = place_->vjp(q_);
+    at::Tensor rho = outer_.y - both.y;
+    for (int i = 0; i < 4; ++i) {
+      const at::Tensor q = q_ + newton_.inverse().apply_transposed(rho);
+      Vjp products = place_->vjp(q);
+      const at::Tensor left = outer_.y - products.y;
+      const double was = length(rho), now = length(left);
+      if (!(now < was)) break;
+      q_ = q, both = std::move(products), rho = left;
+      if (now > 0.5 * was) break;
+    }
+    rho_ = rho;
+    value_ = outer_.x - both.x;
+  }
+
+  void measure_rounding() {
+    const std::unique_ptr<InnerPlace> there = newton_.beside(*place_);
+    const Gradients outer = in_.oracle.outer(in_.x, there->y, in_.outer_batch);
+    const Vjp products = there->vjp(q_);
+    sigma_rho_ = std::max(kRoundingSafety * length(outer.y - products.y - rho_), eps_ * length(outer_.y));
+    sigma_value_ = std::max(kRoundingSafety * length(outer.x - products.x - value_), eps_ * (length(outer_.x) + length(value_ - outer_.x)));
+  }
+
+  Curvature safe_curvature() {
+    const Problem& problem = in_.oracle.problem();
+    Curvature found;
+    const double known = place_->symmetric() ? problem.inner_strong_convexity(in_.x) : 0.0;
+    if (known > 0) {
+      found.safe = known + in_.solver.coupled_weight_decay();
+      found.reason = fmt::format("μ = {:.2e}, which the problem guarantees", found.safe);
+    }
+    const double r = length(place_->r) + sigma_r_;
+    double local = 0, change = 0;  // the smallest curvature at y₁, and how fast it changes along y
+    std::string how;
+    at::Tensor u;
+    if (dense_) {
+      const at::Tensor& J = newton_.matrix();
+      const double rounding = 4 * eps_ * std::sqrt(static_cast<double>(J.size(0)));
+      if (place_->symmetric()) {
+        const auto [values, vectors] = at::linalg_eigh(J, "L");
+        const double low = values[0].item<double>(), high = std::max(std::abs(low), values[-1].item<double>());
+        if (low < -rounding * high && known <= 0) {
+          found.indefinite = true;
+          found.reason = fmt::format("the smallest curvature at the inner solution is {:.2e}.", low);
+          return found;
+        }
+        local = low - rounding * high;
+        u = vectors.select(1, 0).to(place_->y.scalar_type());
+      } else {
+        const at::Tensor values = at::linalg_svdvals(J);
+        local = values[-1].item<double>() - rounding * values[0].item<double>();
+        u = newton_.inverse().apply(Stream(0, "curvature direction").at(0).normal({J.size(0)}).to(place_->y.options()));
+        u = u / u.norm();
+      }
+      how = "the smallest eigenvalue at the inner solution";
+    } else {
+      const Ritz ritz = lanczos(*place_, options_.products);
+      const auto d = static_cast<double>(place_->y.size(0));
+      const double root = std::log(1.648 * std::sqrt(d) / kLanczosFailure) / (2.0 * static_cast<double>(ritz.steps) - 1.0);
+      const double share = ritz.exact ? 4 * eps_ * std::sqrt(d) : std::min(1.0, root * root + 4 * eps_ * std::sqrt(d));
+      if (ritz.smallest < -4 * eps_ * std::sqrt(d) * ritz.largest && known <= 0) {
+        found.indefinite = true;
+        found.reason = fmt::format("the curvature at the inner solution falls to {:.2e} or below.", ritz.smallest);
+        return found;
+      }
+      local = ritz.smallest - share / (1 - std::min(share, 0.5)) * (ritz.largest - std::min(0.0, ritz.smallest));
+      how = fmt::format("a safe lower bound of the smallest eigenvalue from {} Lanczos steps", ritz.steps);
+      if (!(local > 0) && !(found.safe > 0)) {
+        found.reason = fmt::format(
+            "no lower bound of the curvature is known; {} Lanczos steps found {:.2e} … {:.2e}, too wide a range to exclude 0.",
+            ritz.steps, ritz.smallest, ritz.largest);
+      }
+      u = Stream(0, "curvature direction").at(0).normal({place_->y.size(0)}).to(place_->y.options());
+      u = u / u.norm();
+    }
+    if (!(local > found.safe)) {
+      if (found.safe <= 0 && found.reason.empty()) {
+        found.reason = fmt::format("the smallest curvature at the inner solution, {:.2e}, is zero to rounding.", local);
+      }
+      return found;
+    }
+    // The third derivative along u twice is the gradient of the smallest eigenvalue.
+    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    const InnerPlace there(in_, in_.x, place_->y + s * u);
+    change = 2 * length(there.jvp_y(u) - place_->jvp_y(u)) / s;
+    // r falls to zero within a distance of about r/μ; the curvature must not have changed much by then (Kantorovich).
+    if (change * r <= 0.125 * local * local) {
+      found.safe = std::max(found.safe, local - 2 * change * r / local);
+      found.reason = fmt::format("μ = {:.2e}, {}", found.safe, how);
+    } else if (found.safe <= 0) {
+      found.reason = fmt::format("the curvature near the inner solution may fall from {:.2e} to zero before r does.", local);
+    }
+    return found;
+  }
+
+  /// A bound of ‖v₁ − ∇F‖.
+  double remainder(double mu) {
+    // ‖M‖ by power steps on M Mᵀ; matrix-free ‖∂x r‖/μ.
+    double M = 0;
+    at::Tensor u = Stream(0, "cross derivative").at(0).normal({in_.x.size(0)}).to(in_.x.options());
+    for (int64_t i = 0; i < (dense_ ? kPowerSteps : kPowerSteps / 2); ++i) {
+      const double size = length(u);
+      if (!(size > 0)) break;
+      at::Tensor w = place_->jvp_x(u / size);
+      if (dense_) w = newton_.inverse().apply(w);
+      M = std::max(M, length(w));
+      u = place_->vjp(dense_ ? newton_.inverse().apply_transposed(w) : w).x;
+    }
+    M *= kPowerSafety;
+    M = dense_ ? M : M / mu;
+
+    // Along the way that y has come, and from there on by power steps on the symmetric W.
+    double V = 0, W = 0;
+    at::Tensor p = place_->y - in_.solution.y;
+    if (!(length(p) > 0)) p = Stream(0, "second derivatives").at(0).normal({place_->y.size(0)}).to(place_->y.options());
+    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    for (int64_t i = 0; i < options_.probes; ++i) {
+      const double size = length(p);
+      if (!(size > 0) || !std::isfinite(size)) break;
+      const InnerPlace there(in_, in_.x, place_->y + (s / size) * p);
+      const Gradients outer = in_.oracle.outer(in_.x, there.y, in_.outer_batch);
+      const Vjp products = there.vjp(q_);
+      p = (outer.y - products.y - rho_) / s;
+      W = std::max(W, length(p));
+      V = std::max(V, length(outer.x - products.x - value_) / s);
+    }
+    W *= kPowerSafety, V *= 2 * kPowerSafety;
+    const double to_optimum = (length(place_->r) + sigma_r_) / mu;
+    return M * (length(rho_) + sigma_rho_) + (V + M * W) * to_optimum + sigma_value_;
+  }
+
+  void judge(double distance, double rest) {
+    if (!about_F()) return;
+    const double size = length(value_), own = length(h_.value);
+    if (!(distance > options_.off_by_half * std::max(size, 0.0)) || distance <= rest) return;
+    // Where the correction itself is not certain it cannot prove that the value is worthless.
+    const bool worthless = distance - rest > options_.off_by_all * std::min(size, own) && distance > options_.off_by_all * size;
+    demote(h_, worthless ? Grade::kBad : Grade::kWarn,
+           fmt::format("The hypergradient (norm {:.2e}) is about {:.2e} off from what a corrected solve gives; solving the inner "
+                       "problem or the linear system further would help.",
+                       own, distance));
+  }
+
+  Hypergradient& h_;
+  const EstimatorInput& in_;
+  const BoundOptions& options_;
+  double eps_;
+  InnerNewton newton_;
+  const bool dense_;
+  const InnerPlace* place_ = nullptr;
+  at::Tensor q_, rho_, value_;
+  Gradients outer_;
+  double sigma_r_ = 0, sigma_rho_ = 0, sigma_value_ = 0;
+};
+
+}  // namespace
+
+std::vector<std::string> BoundOptions::violations() const {
+  std::vector<std::string> found;
+  if (dense_dim < 0) found.push_back(fmt::format("dense_dim = {} must be at least 0", dense_dim));
+  if (products < 1) found.push_back(fmt::format("products = {} must be at least 1", products));
+  if (newton_steps < 1) found.push_back(fmt::format("newton_steps = {} must be at least 1", newton_steps));
+  if (probes < 1) found.push_back(fmt::format("probes = {} must be at least 1", probes));
+  return found;
+}
+
+void certify(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options) {
+  const auto violations = options.violations();
+  require(violations.empty(), fmt::format("certify: {}.", fmt::join(violations, "; ")));
+  const at::NoGradGuard no_grad;
+  Certifier(h, in, options).run();
+}
+
+}  // namespace bilevel

@@ -1,0 +1,148 @@
+// y ← y − t (∂y r)⁻¹ r, t halved until ‖r‖ falls. ∂y r may be that of an earlier y: a chord is as good as Newton's step while it
+// shortens r tenfold, and costs one gradient.
+#include "bilevel/hypergrad/inner_newton.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "bilevel/core/stream.h"
+
+namespace bilevel {
+namespace {
+
+constexpr int64_t kBlock = 64;  // products at a time
+
+double length(const at::Tensor& v) { return v.norm().item<double>(); }
+
+class DenseInverse final : public InnerInverse {
+ public:
+  explicit DenseInverse(const at::Tensor& J) { std::tie(LU_, pivots_, std::ignore) = at::linalg_lu_factor_ex(J); }
+  at::Tensor apply(const at::Tensor& v) const override { return solve(v, false); }
+  at::Tensor apply_transposed(const at::Tensor& v) const override { return solve(v, true); }
+
+ private:
+  at::Tensor solve(const at::Tensor& v, bool adjoint) const {
+    const at::Tensor b = v.to(at::kDouble).unsqueeze(1);
+    return at::linalg_lu_solve(LU_, pivots_, b, /*left=*/true, adjoint).squeeze(1).to(v.scalar_type());
+  }
+  at::Tensor LU_, pivots_;
+};
+
+class CgInverse final : public InnerInverse {
+ public:
+  CgInverse(const InnerPlace& place, Problem::Preconditioner precondition, int64_t products)
+      : cg_(CgOptions{.iterations = products, .tolerance = 1e-12}) {
+    A_.dim = place.y.size(0);
+    A_.apply = [&place](const at::Tensor& v) { return place.jvp_y(v); };
+    A_.precondition = std::move(precondition);
+  }
+  at::Tensor apply(const at::Tensor& v) const override { return cg_.solve(A_, v, {}).solution; }
+  at::Tensor apply_transposed(const at::Tensor& v) const override { return apply(v); }
+
+ private:
+  Cg cg_;
+  Operator A_;
+};
+
+}  // namespace
+
+double rounding_unit(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                        : static_cast<double>(std::numeric_limits<float>::epsilon());
+}
+
+InnerPlace::InnerPlace(const EstimatorInput& in, at::Tensor x_at, at::Tensor y_at)
+    : x(std::move(x_at)), y(std::move(y_at)), in_(in), shift_(in.solver.coupled_weight_decay()), batch_(in.inner_batch) {
+  batch_.samples = at::Tensor();
+  r = shifted(in.oracle.inner(x, y, batch_).y, y);
+}
+
+Linearization& InnerPlace::linearization() const {
+  if (linearization_ == nullptr) linearization_ = in_.oracle.linearize_inner(x, y, batch_);
+  return *linearization_;
+}
+
+at::Tensor InnerPlace::linearized_r() const { return shifted(linearization().residual(), y); }
+
+Vjp InnerPlace::vjp(const at::Tensor& w) const {
+  Vjp both = linearization().vjp(w);
+  return {shifted(both.y, w), both.x};
+}
+
+at::Tensor InnerPlace::matrix() const {
+  const int64_t d = y.size(0);
+  at::Tensor columns = at::empty({d, d}, y.options().dtype(at::kDouble));
+  for (int64_t from = 0; from < d; from += kBlock) {
+    const int64_t size = std::min(kBlock, d - from);
+    at::Tensor unit = at::zeros({size, d}, y.options());
+    unit.diagonal(from).fill_(1);
+    columns.narrow(0, from, size).copy_(jvp_y(unit));
+  }
+  return symmetric() ? 0.5 * (columns + columns.t()) : columns.t();
+}
+
+InnerNewton::InnerNewton(const EstimatorInput& in, InnerNewtonOptions options)
+    : in_(in), options_(options), dense_(in.solution.y.size(0) <= options.dense_dim) {}
+
+void InnerNewton::renew() {
+  renewed_ = true;
+  if (dense_) {
+    J_ = place_->matrix();
+    inverse_ = std::make_unique<DenseInverse>(J_);
+  } else {
+    held_ = std::make_unique<InnerPlace>(in_, place_->x, place_->y);
+    inverse_ = std::make_unique<CgInverse>(*held_, in_.oracle.problem().inner_preconditioner(place_->x), options_.products);
+  }
+}
+
+std::unique_ptr<InnerPlace> InnerNewton::beside(const InnerPlace& place) const {
+  const at::Tensor z = Stream(0, "rounding probe").at(0).normal({place.y.size(0)}).to(place.y.options());
+  return std::make_unique<InnerPlace>(in_, place.x, place.y + 4 * rounding_unit(place.y) * place.y * z);
+}
+
+// How r would change if y did not change at all: r(y + δ) − r(y) − (∂y r) δ for a δ at the edge of what y can tell apart. What
+// both have in common shows in how large the terms of r are.
+double InnerNewton::rounding_at(const InnerPlace& place) const {
+  const std::unique_ptr<InnerPlace> there = beside(place);
+  const at::Tensor difference = there->r - place.r - place.jvp_y(there->y - place.y);
+  return std::max(kRoundingSafety * length(difference), rounding_unit(place.y) * length(place.jvp_y(place.y)));
+}
+
+bool InnerNewton::solve(const at::Tensor& x, const at::Tensor& y, double target) {
+  place_ = std::make_unique<InnerPlace>(in_, x, y);
+  renewed_ = false;
+  const double start = length(place_->r);
+  if (!std::isfinite(start)) return false;
+  sigma_ = rounding_at(*place_);
+  if (inverse_ == nullptr || !dense_) renew();
+  for (int64_t i = 0; i < options_.steps; ++i) {
+    const double before = length(place_->r);
+    if (before <= std::max(sigma_, target * start)) return true;
+    const at::Tensor step = inverse_->apply(place_->r);
+    std::unique_ptr<InnerPlace> next;
+    double after = 0;
+    for (double t = 1.0; t > 0.05; t /= 2) {
+      next = std::make_unique<InnerPlace>(in_, x, place_->y - t * step);
+      after = length(next->r);
+      if (after <= (1 - 0.3 * t) * before) break;
+      next.reset();
+      if (!renewed_) break;  // a chord that fails wants a new matrix, not a shorter step
+    }
+    if (next == nullptr) {
+      if (renewed_) break;
+      renew();
+      continue;
+    }
+    place_ = std::move(next);
+    renewed_ = false;
+    if (after > 0.1 * before || !dense_) renew();
+  }
+  sigma_ = rounding_at(*place_);
+  return length(place_->r) <= std::max(30 * sigma_, std::max(target, 1e-3) * start);
+}
+
+}  // namespace bilevel

@@ -64,6 +64,18 @@ struct EstimatorInput {
   double damping = 0.0;    // δ on top of the solver's own, in the solve only: raised by a run that rolled back
   bool cold_start = true;  // y₀ was problem.initial_inner(x, slice) and not carried over: what it owes to x counts
   bool bound = false;      // work for an error bound and a distance to F: about as many products again as the estimate itself
+  InnerStart start = {};   // where the solve began: estimators that solve again begin there
+  std::optional<Batch> hvp_batch = {};    // of the products with ∂y r in a linear solve; none: inner_batch
+  std::optional<Batch> cross_batch = {};  // of the product with ∂x r; none: inner_batch
+
+  const Batch& batch_of_hvps() const { return hvp_batch ? *hvp_batch : inner_batch; }
+  const Batch& batch_of_cross_product() const { return cross_batch ? *cross_batch : inner_batch; }
+};
+
+/// Which products at the solution take batches of their own.
+struct BatchRoles {
+  bool hvps = false;           // EstimatorInput::hvp_batch
+  bool cross_product = false;  // EstimatorInput::cross_batch
 };
 
 /// Turns a solved inner problem into a hypergradient.
@@ -73,6 +85,7 @@ class Estimator {
   virtual std::string_view name() const = 0;
   /// What the inner solve must keep for `estimate`.
   virtual TrajectoryPolicy trajectory() const { return {}; }
+  virtual BatchRoles batch_roles() const { return {}; }
   /// Why this estimator cannot serve this problem and solver, one sentence each; empty: it can. Asked before the run.
   virtual std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const = 0;
   virtual Hypergradient estimate(const EstimatorInput& in) const = 0;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "bilevel/inner/update_rule.h"
@@ -14,13 +15,19 @@ namespace bilevel {
 enum class Memory {
   kGraphs,       // each step's linearization: fastest, memory ∝ T graphs
   kStates,       // each step's (y, s): memory ∝ T vectors, one more linearization a step
-  kCheckpoints,  // every √T-th (y, s): memory ∝ √T vectors, one more solve
+  kCheckpoints,  // every √T-th (y, s): memory ∝ √T vectors, one more solve; or as many as a number or a budget allows
 };
 
 struct TrajectoryPolicy {
   bool keep = false;
   Memory memory = Memory::kGraphs;
   int64_t last = -1;  // keep the last so many steps only; −1: all
+  /// At most so many checkpoints; 0: √T and the points between two of them. One holds the start alone, for going through the
+  /// solve once more.
+  int64_t slots = 0;
+  /// Bytes for everything that the solve and the way back allocate. Graphs are kept where all of them fit, else states where all
+  /// of them do, else as many checkpoints as do. 0: no budget.
+  int64_t budget = 0;
 };
 
 /// (y_t, s_t) and the number of steps since s was fresh.
@@ -49,15 +56,25 @@ class RuleSolver;
 
 /// The steps first()…size()−1 of a solve. `take` is called for t = size()−1 down to first(), once each, and gives up what is no
 /// longer needed. Refers to the solver and the oracle, which must outlive it.
+///
+/// A number of checkpoints is used as Griewank & Walther's revolve does (ACM TOMS 26, 2000), with the fewest steps recomputed
+/// where T is known beforehand; where a tolerance may end the solve, the checkpoints are spread evenly on the way and the gaps
+/// between them gone through by the same scheme. A budget is metered on one step and its derivatives at y₀(x), before the solve.
 class Trajectory {
  public:
-  /// `most_steps` bounds the steps that will be recorded; the spacing of checkpoints follows from it.
+  /// `most_steps` bounds the steps that will be recorded; the places of checkpoints follow from it. Throws Error for a budget
+  /// that not even one checkpoint fits into, saying how much is needed.
   Trajectory(const RuleSolver& solver, SolveContext context, TrajectoryPolicy policy, int64_t most_steps);
 
   int64_t size() const { return steps_; }
-  int64_t first() const { return policy_.last < 0 ? 0 : std::max<int64_t>(0, steps_ - policy_.last); }
+  int64_t first() const;
   /// True where the backward pass reaches y₀, so that its dependence on x counts.
   bool whole() const { return first() == 0; }
+  const SolveContext& context() const { return context_; }
+  /// What is kept, after a budget was divided up: kGraphs, kStates or kCheckpoints.
+  Memory memory() const { return policy_.memory; }
+  /// The point that the solve began at; throws Error where it was not kept.
+  const Point& start() const;
 
   /// True where the forward pass should step along a linearization and hand it over.
   bool wants_linearization() const { return policy_.memory == Memory::kGraphs; }
@@ -65,6 +82,8 @@ class Trajectory {
   void record(const Point& before, std::unique_ptr<Linearization> linearization);
   /// Throws Error out of turn.
   Step take(int64_t t);
+  /// What the last step depended on, at the price of its gradient: no derivative of second order is taken.
+  RuleInput last_input() const;
 
  private:
   struct Kept {
@@ -72,16 +91,26 @@ class Trajectory {
     Point point;
     std::unique_ptr<Linearization> linearization;
   };
+  void divide_budget(int64_t steps);
+  void record_in_slots(const Point& before, int64_t t);
   Kept pop(int64_t t);
+  Kept pop_from_slots(int64_t t);
   void replay_up_to(int64_t t);
 
   const RuleSolver& solver_;
   SolveContext context_;
   TrajectoryPolicy policy_;
   int64_t steps_ = 0, every_ = 1;
-  int64_t next_ = -1;          // the step that `take` is due for; −1: none taken yet
-  std::deque<Kept> kept_;      // in the order of t: every every_-th step
-  std::vector<Kept> segment_;  // the steps between two checkpoints, recomputed
+  int64_t known_steps_ = -1;      // T, where nothing but T ends the solve
+  int64_t next_checkpoint_ = 0;   // with slots and known T: where the next one is due
+  int64_t next_ = -1;             // the step that `take` is due for; −1: none taken yet
+  std::deque<Kept> kept_;         // in the order of t: every every_-th step, or what is in the slots
+  std::vector<Kept> segment_;     // the steps between two checkpoints, recomputed
+  std::optional<Point> current_;  // with slots: the point before the last step
 };
+
+/// With c checkpoints, one of them at the first of l ≥ 2 steps, how many steps after it the next one should be, so that the
+/// fewest steps are taken again on the way back.
+int64_t next_checkpoint(int64_t steps, int64_t checkpoints);
 
 }  // namespace bilevel

@@ -28,6 +28,8 @@ bilevel_header_library(deps::json nlohmann/json.hpp nlohmann-json3-dev)
 bilevel_header_library(deps::toml toml++/toml.h libtomlplusplus-dev)
 bilevel_static_library(deps::zlib z zlib.h zlib1g-dev)
 bilevel_static_library(deps::csv csv csv.h libcsv-dev)
+# Debian has Highway as a shared library only: a page of code that tells what the processor can do.
+bilevel_static_library(deps::highway hwy hwy/highway.h libhwy-dev)
 if(BILEVEL_CLI)
   bilevel_header_library(deps::cli11 CLI/CLI.hpp libcli11-dev)
 endif()

@@ -19,6 +19,10 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/bilevelConfigVersio
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfigVersion.cmake
               cmake/FindLibTorch.cmake DESTINATION ${_package})
 if(TARGET bilevel_cli)
-  set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "${LibTorch_ROOT}/lib")
+  cmake_path(GET BILEVEL_deps__highway_LIBRARY PARENT_PATH _highway)  # unpacked below build/, or the system's
+  set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "${LibTorch_ROOT}/lib;${_highway}")
   install(TARGETS bilevel_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+if(SKBUILD)
+  install(TARGETS bilevel_python LIBRARY DESTINATION .)
 endif()

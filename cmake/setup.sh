@@ -35,6 +35,8 @@ required=(
   "libcli11-dev include/CLI/CLI.hpp"
   "zlib1g-dev lib/$triplet/libz.a"
   "libcsv-dev lib/$triplet/libcsv.a"
+  "libhwy-dev include/hwy/highway.h"
+  "libhwy1 lib/$triplet/libhwy.so.1"
   "libgtest-dev lib/$triplet/libgtest.a"
   "libgmock-dev lib/$triplet/libgmock.a"
   "libjs-chart.js share/javascript/chart.js/chart.min.js"

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <utility>
 
 #include "bilevel/oracle/oracle.h"
 
@@ -13,6 +14,8 @@ namespace bilevel {
 class FiniteDifferenceOracle final : public Oracle {
  public:
   explicit FiniteDifferenceOracle(const Oracle& first_order) : Oracle(first_order.problem()), first_order_(first_order) {}
+  explicit FiniteDifferenceOracle(std::unique_ptr<const Oracle> first_order)
+      : Oracle(first_order->problem()), owned_(std::move(first_order)), first_order_(*owned_) {}
   std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   Gradients inner(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return first_order_.inner(x, y, b); }
   Gradients outer(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return first_order_.outer(x, y, b); }
@@ -27,6 +30,7 @@ class FiniteDifferenceOracle final : public Oracle {
   }
 
  private:
+  const std::unique_ptr<const Oracle> owned_;  // or null
   const Oracle& first_order_;
 };
 

@@ -3,20 +3,26 @@
 
 #include <functional>
 
+#include "bilevel/problem/batch.h"
+#include "bilevel/problem/loss.h"
+
 namespace bilevel {
 
-/// A loss as that of a generalised linear model with a ridge:
+/// A loss as that of a generalised linear model with a ridge, over the samples of a batch:
 ///
-///     (1/n) Σ_i s_i(x) ℓ(W a_i + c, label_i) + ½ Σ_j λ_j(x) y_j²,   y = (W row by row, then c)
+///     (1/n) Σ_i s_i(x) ℓ(W a_i + c, t_i) + ½ Σ_j λ_j(x) y_j²,   y = (W row by row, then c)
+///
+/// A problem that offers its losses so (`Problem::inner_linear_form`) is differentiated by the native oracle.
 struct LinearForm {
-  enum class Loss { kSquared, kLogistic, kSoftmax, kPoisson };
-  at::Tensor features;  // a, [n, d], dense or CSR
-  at::Tensor labels;    // [n]: int64 for softmax, else of the dtype of the features
-  Loss loss = Loss::kSquared;
-  int64_t outputs = 1;  // rows of W
-  bool bias = true;
-  std::function<at::Tensor(const at::Tensor& x)> sample_weights;  // s(x) [n], differentiable; empty: 1
-  std::function<at::Tensor(const at::Tensor& x)> ridge;           // λ(x), scalar or [dy], differentiable; empty: 0
+  at::Tensor features;  // a [n, d], of the dtype of x and y
+  at::Tensor targets;   // t as `Loss::targets` gives them: softmax int64 [1, n], logistic ±1 [1, n], else [C, n]
+  Loss::Kind loss = Loss::Kind::kSquared;
+  int64_t outputs = 1;  // C, the rows of W
+  bool bias = true;     // c is there
+  /// s(x) of the batch's samples [B], differentiable; empty: 1.
+  std::function<at::Tensor(const at::Tensor& x, const Batch& batch)> sample_weights;
+  /// λ(x), a scalar or [dy], differentiable; empty: 0.
+  std::function<at::Tensor(const at::Tensor& x)> ridge;
 };
 
 }  // namespace bilevel

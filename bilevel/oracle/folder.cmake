@@ -1,0 +1,3 @@
+target_link_libraries(bilevel_oracle PRIVATE $<BUILD_INTERFACE:deps::highway>)
+# Registers are only used where loops over tiles are unrolled, which needs more than -O2. The file includes nothing of LibTorch's.
+set_source_files_properties("${folder}/native_kernels.cpp" PROPERTIES COMPILE_OPTIONS "-O3" SKIP_PRECOMPILE_HEADERS ON)

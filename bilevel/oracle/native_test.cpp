@@ -1,0 +1,327 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ATen/ATen.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/guards.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
+#include "bilevel/oracle/native.h"
+#include "bilevel/oracle/native_kernels.h"
+#include "bilevel/problem/linear_form.h"
+
+namespace bilevel {
+namespace {
+
+enum class Weights { kNone, kFixed, kPerSample, kPerSource };
+enum class Ridge { kNone, kFixed, kScalar, kPerWeight };
+
+struct Case {
+  std::string loss = "softmax";
+  int64_t n = 70, d = 19, C = 3;
+  bool bias = true;
+  Weights weights = Weights::kPerSample;
+  Ridge ridge = Ridge::kScalar;
+  at::ScalarType dtype = at::kDouble;
+};
+
+at::Tensor cut(const at::Tensor& t, const Batch& batch, int64_t dimension) {
+  return batch.full() ? t : t.index_select(dimension, batch.samples);
+}
+
+/// Losses by tensor operations, and the same as linear forms; x = (weights' part, ridge's part).
+class Glm : public Problem {
+ public:
+  explicit Glm(const Case& c) : case_(c), loss_(c.loss) {
+    Draw draw = Stream(7, "glm").at(0);
+    weight_count_ = c.weights == Weights::kPerSample ? c.n : c.weights == Weights::kPerSource ? 4 : 0;
+    ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? c.C * (c.d + (c.bias ? 1 : 0)) : 0;
+    outer_.add("weights", {weight_count_}).add("ridge", {ridge_count_});
+    inner_.add("W", {c.C, c.d});
+    if (c.bias) inner_.add("c", {c.C});
+    form_.features = draw.normal({c.n, c.d}).to(c.dtype);
+    at::Tensor labels = draw.integers(c.loss == "logistic" ? 2 : c.C, {c.n});
+    if (c.loss == "squared") labels = draw.normal({c.n, c.C});
+    form_.targets = loss_.targets(labels, c.C, c.dtype, "Glm");
+    form_.loss = loss_.kind();
+    form_.outputs = c.C;
+    form_.bias = c.bias;
+    sources_ = at::arange(c.n).remainder(4);
+    fixed_ = draw.uniform({c.n}).to(c.dtype);
+    if (c.weights != Weights::kNone) form_.sample_weights = [this](const at::Tensor& x, const Batch& b) { return s(x, b); };
+    if (c.ridge != Ridge::kNone) form_.ridge = [this](const at::Tensor& x) { return lambda(x); };
+  }
+
+  const Layout& outer_layout() const override { return outer_; }
+  const Layout& inner_layout() const override { return inner_; }
+  const LinearForm* inner_linear_form() const override { return offers_ ? &form_ : nullptr; }
+  const LinearForm* outer_linear_form() const override { return offers_ && both_ ? &form_ : nullptr; }
+
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    at::Tensor l = loss_.losses(logits(y, batch), cut(form_.targets, batch, 1));
+    if (form_.sample_weights) l = l * s(x, batch);
+    at::Tensor g = l.mean();
+    if (form_.ridge) g = g + (lambda(x) * y * y).sum() / 2;
+    return g;
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return both_ ? inner_loss(x, y, batch) : y.dot(y);
+  }
+
+  at::Tensor s(const at::Tensor& x, const Batch& batch) const {
+    switch (case_.weights) {
+      case Weights::kPerSample: return cut(x.narrow(0, 0, case_.n), batch, 0).sigmoid() * 2;
+      case Weights::kPerSource: return x.narrow(0, 0, 4).exp().index_select(0, cut(sources_, batch, 0));
+      default: return cut(fixed_, batch, 0);
+    }
+  }
+  at::Tensor lambda(const at::Tensor& x) const {
+    switch (case_.ridge) {
+      case Ridge::kScalar: return x[weight_count_].exp();
+      case Ridge::kPerWeight: return x.narrow(0, weight_count_, ridge_count_).exp();
+      default: return at::scalar_tensor(0.3, form_.features.options());
+    }
+  }
+  at::Tensor logits(const at::Tensor& y, const Batch& batch) const {
+    const auto parts = inner_.split(y);
+    const at::Tensor z = parts[0].mm(cut(form_.features, batch, 0).t());
+    return case_.bias ? z + parts[1].unsqueeze(1) : z;
+  }
+
+  LinearForm form_;
+  bool offers_ = true, both_ = true;
+
+ private:
+  Case case_;
+  Loss loss_;
+  Layout outer_, inner_;
+  int64_t weight_count_, ridge_count_;
+  at::Tensor sources_, fixed_;
+};
+
+struct At {
+  at::Tensor x, y, v, u;
+  explicit At(const Problem& problem, at::ScalarType dtype) {
+    Draw draw = Stream(8, "point").at(0);
+    x = draw.normal({problem.outer_layout().size()}).to(dtype) / 2;
+    y = draw.normal({problem.inner_layout().size()}).to(dtype);
+    y = y / std::max(3.0, std::sqrt(static_cast<double>(problem.inner_layout().parts()[0].shape[1])));  // logits of order one
+    v = draw.normal({3, problem.inner_layout().size()}).to(dtype);
+    u = draw.normal({3, problem.outer_layout().size()}).to(dtype);
+  }
+};
+
+void expect_near(const at::Tensor& actual, const at::Tensor& expected, double tolerance, const std::string& what) {
+  ASSERT_EQ(actual.sizes(), expected.sizes()) << what;
+  ASSERT_EQ(actual.scalar_type(), expected.scalar_type()) << what;
+  EXPECT_FALSE(actual.requires_grad()) << what;
+  const double scale = expected.to(at::kDouble).norm().item<double>();
+  EXPECT_LE((actual - expected).to(at::kDouble).norm().item<double>(), tolerance * scale) << what << ", of norm " << scale;
+}
+
+// Every product of the interface, for all samples and for a batch with a repeated one.
+void expect_equal_to_autodiff(const Case& c) {
+  const Glm problem(c);
+  const At at(problem, c.dtype);
+  const NativeOracle native(problem);
+  const AutodiffOracle autodiff(problem);
+  const double tolerance = c.dtype == at::kDouble ? 1e-13 : 2e-6;
+  Batch some;
+  some.samples = at::tensor({int64_t{5}, c.n - 1, int64_t{0}, int64_t{5}, int64_t{2}}).remainder(c.n);
+  for (const Batch& batch : {Batch{}, some}) {
+    const auto a = native.linearize_inner(at.x, at.y, batch);
+    const auto b = autodiff.linearize_inner(at.x, at.y, batch);
+    expect_near(a->value(), b->value(), tolerance, "value");
+    expect_near(a->residual(), b->residual(), tolerance, "residual after the value");
+    expect_near(a->grad_x(), b->grad_x(), tolerance, "grad_x");
+    expect_near(a->jvp_y(at.v), b->jvp_y(at.v), tolerance, "jvp_y of a block");
+    expect_near(a->jvp_y(at.v[1]), b->jvp_y(at.v[1]), tolerance, "jvp_y");
+    expect_near(a->gauss_newton(at.v[1]), b->jvp_y(at.v[1]), tolerance, "gauss_newton");
+    for (const at::Tensor& w : {at.v, at.v[0]}) {
+      const Vjp p = a->vjp(w), q = b->vjp(w);
+      expect_near(p.y, q.y, tolerance, "vjp.y");
+      expect_near(p.x, q.x, tolerance, "vjp.x");
+    }
+    expect_near(a->jvp_x(at.u), b->jvp_x(at.u), tolerance, "jvp_x of a block");
+    expect_near(a->jvp_x(at.u[2]), b->jvp_x(at.u[2]), tolerance, "jvp_x");
+    const Gradients p = native.inner(at.x, at.y, batch), q = autodiff.inner(at.x, at.y, batch);
+    expect_near(p.value, q.value, tolerance, "inner value");
+    expect_near(p.y, q.y, tolerance, "inner gradient");
+    EXPECT_FALSE(p.x.defined());
+    const Gradients f = native.outer(at.x, at.y, batch), h = autodiff.outer(at.x, at.y, batch);
+    expect_near(f.value, h.value, tolerance, "outer value");
+    expect_near(f.y, h.y, tolerance, "outer gradient");
+    expect_near(f.x, h.x, tolerance, "outer gradient by x");
+    expect_near(native.inner_grad_x(at.x, at.y, batch), autodiff.inner_grad_x(at.x, at.y, batch), tolerance, "inner_grad_x");
+    expect_near(native.inner_value(at.x, at.y, batch), autodiff.inner_value(at.x, at.y, batch), tolerance, "inner_value");
+    expect_near(native.outer_value(at.x, at.y, batch), autodiff.outer_value(at.x, at.y, batch), tolerance, "outer_value");
+  }
+}
+
+struct NativeOracleCases : testing::TestWithParam<Case> {};
+TEST_P(NativeOracleCases, EqualAutodiffInEveryProduct) { expect_equal_to_autodiff(GetParam()); }
+
+std::vector<Case> all_cases() {
+  std::vector<Case> list;
+  for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
+    for (const char* loss : {"squared", "logistic", "softmax"}) {
+      for (const Weights weights : {Weights::kNone, Weights::kFixed, Weights::kPerSample, Weights::kPerSource}) {
+        for (const Ridge ridge : {Ridge::kNone, Ridge::kFixed, Ridge::kScalar, Ridge::kPerWeight}) {
+          Case c;
+          c.loss = loss;
+          c.C = c.loss == "logistic" ? 1 : 3;
+          c.weights = weights;
+          c.ridge = ridge;
+          c.dtype = dtype;
+          list.push_back(c);
+        }
+      }
+    }
+    // Shapes: features that end in the middle of a vector, at its end, within one; classes that fill no tile, one, several.
+    for (const auto& [n, d, C] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
+             {1, 1, 2}, {7, 5, 2}, {32, 16, 5}, {33, 64, 10}, {31, 130, 7}, {2100, 37, 4}, {40, 6000, 2}, {17, 15, 40}}) {
+      for (const bool bias : {true, false}) {
+        Case c;
+        c.n = std::max<int64_t>(n, 3);
+        c.d = d;
+        c.C = C;
+        c.bias = bias;
+        c.dtype = dtype;
+        list.push_back(c);
+      }
+    }
+  }
+  return list;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, NativeOracleCases, testing::ValuesIn(all_cases()), [](const auto& one) {
+  const Case& c = one.param;
+  return fmt::format("{}_{}x{}x{}_{}_weights{}_ridge{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias",
+                     static_cast<int>(c.weights), static_cast<int>(c.ridge), c10::toString(c.dtype));
+});
+
+// Written out by hand for one sample and two classes: not by way of autodiff.
+TEST(NativeOracle, EqualsTheClosedFormOfOneSample) {
+  Case c;
+  c.n = 1, c.d = 2, c.C = 2, c.bias = false, c.weights = Weights::kNone, c.ridge = Ridge::kNone;
+  Glm problem(c);
+  problem.form_.features = at::tensor({1.0, 2.0}, at::kDouble).unsqueeze(0);
+  problem.form_.targets = at::zeros({1, 1}, at::kLong);
+  const NativeOracle oracle(problem);
+  const at::Tensor y = at::tensor({0.5, 0.0, 0.0, 0.25}, at::kDouble), x = at::empty({0}, at::kDouble);  // z = (0.5, 0.5)
+  const auto lin = oracle.linearize_inner(x, y, {});
+  EXPECT_NEAR(lin->value().item<double>(), std::log(2.0), 1e-15);
+  EXPECT_TRUE(at::allclose(lin->residual(), at::tensor({-0.5, -1.0, 0.5, 1.0}, at::kDouble), 0, 1e-15));
+  // K = ¼ (1, −1; −1, 1), u = (1, 0): K u = (¼, −¼).
+  EXPECT_TRUE(at::allclose(lin->jvp_y(at::tensor({1.0, 0.0, 0.0, 0.0}, at::kDouble)),
+                           at::tensor({0.25, 0.5, -0.25, -0.5}, at::kDouble), 0, 1e-15));
+}
+
+TEST(NativeOracle, OverflowsNowhereForLogitsOfAThousand) {
+  for (const char* loss : {"softmax", "logistic"}) {
+    Case c;
+    c.loss = loss;
+    c.C = c.loss == "logistic" ? 1 : 3;
+    const Glm problem(c);
+    const At at(problem, c.dtype);
+    const Gradients p = NativeOracle(problem).inner(at.x, at.y * 1e4, {}),
+                    q = AutodiffOracle(problem).inner(at.x, at.y * 1e4, {});
+    expect_near(p.value, q.value, 1e-13, "value");
+    expect_near(p.y, q.y, 1e-13, "gradient");
+  }
+}
+
+TEST(NativeOracle, GivesNoNumberWhereTheWeightsAreNone) {
+  for (const char* loss : {"softmax", "logistic", "squared"}) {
+    Case c;
+    c.loss = loss;
+    c.C = c.loss == "logistic" ? 1 : 3;
+    const Glm problem(c);
+    At at(problem, c.dtype);
+    at.y.fill_(std::nan(""));
+    const Gradients p = NativeOracle(problem).inner(at.x, at.y, {});
+    EXPECT_TRUE(std::isnan(p.value.item<double>())) << loss;
+    EXPECT_TRUE(p.y.isnan().all().item<bool>()) << loss;
+  }
+}
+
+TEST(NativeOracle, SumsFloatsUpToTheirOwnPrecision) {
+  Case c;
+  c.n = 40000, c.d = 3, c.ridge = Ridge::kNone;
+  const Glm exact(c);
+  const At at(exact, at::kDouble);
+  Case rough_case = c;
+  rough_case.dtype = at::kFloat;
+  const Glm rough(rough_case);
+  const Gradients p = NativeOracle(rough).inner(at.x.to(at::kFloat), at.y.to(at::kFloat), {});
+  const Gradients q = NativeOracle(exact).inner(at.x.to(at::kFloat).to(at::kDouble), at.y.to(at::kFloat).to(at::kDouble), {});
+  expect_near(p.y.to(at::kDouble), q.y, 1e-6, "gradient");
+  EXPECT_NEAR(p.value.item<double>(), q.value.item<double>(), 2e-7 * q.value.item<double>());
+}
+
+TEST(NativeOracle, GivesTheSameBitsAgainAndNearlyThoseOfAnotherNumberOfThreads) {
+  Case c;
+  c.n = 5000, c.dtype = at::kFloat;
+  const Glm problem(c);
+  const At at(problem, c.dtype);
+  const NativeOracle oracle(problem);
+  const at::Tensor one = oracle.inner(at.x, at.y, {}).y;
+  EXPECT_TRUE(at::equal(one, oracle.inner(at.x, at.y, {}).y));
+  const ThreadsGuard two(2);
+  const at::Tensor both = oracle.inner(at.x, at.y, {}).y;
+  EXPECT_TRUE(at::equal(both, oracle.inner(at.x, at.y, {}).y));
+  expect_near(both, one, 1e-6, "two threads");
+}
+
+TEST(NativeOracle, LeavesALossWithoutAFormToAutodiff) {
+  Glm problem(Case{});
+  problem.both_ = false;
+  const At at(problem, at::kDouble);
+  const Gradients f = NativeOracle(problem).outer(at.x, at.y, {});
+  EXPECT_TRUE(at::equal(f.y, 2 * at.y));
+}
+
+TEST(NativeOracle, RefusesWhatDoesNotFit) {
+  Glm problem(Case{});
+  const At at(problem, at::kDouble);
+  const NativeOracle oracle(problem);
+  Batch batch;
+  batch.samples = at::tensor({int64_t{0}, int64_t{70}});
+  EXPECT_THROW(oracle.inner(at.x, at.y, batch), Error);
+  EXPECT_THROW(oracle.inner(at.x.to(at::kFloat), at.y.to(at::kFloat), {}), Error);
+  EXPECT_THROW(oracle.inner(at.x, at.y.narrow(0, 0, 5), {}), Error);
+  EXPECT_THROW(oracle.linearize_inner(at.x, at.y, {})->jvp_y(at.y.narrow(0, 0, 5)), Error);
+  problem.form_.targets = problem.form_.targets + 1;
+  EXPECT_THROW(NativeOracle{problem}, Error);
+  problem.offers_ = false;
+  EXPECT_THROW(NativeOracle{problem}, Error);
+}
+
+TEST(MakeOracle, TakesTheNativeOneWhereThereIsAForm) {
+  Glm problem(Case{});
+  const auto is_native = [&](const std::string& name) {
+    return dynamic_cast<const NativeOracle*>(make_oracle(problem, name).get()) != nullptr;
+  };
+  EXPECT_TRUE(is_native("auto"));
+  EXPECT_TRUE(is_native("native"));
+  EXPECT_FALSE(is_native("autodiff"));
+  EXPECT_FALSE(is_native("finite-difference"));
+  EXPECT_THROW(make_oracle(problem, "fast"), Error);
+  problem.offers_ = false;
+  EXPECT_FALSE(is_native("auto"));
+  EXPECT_THROW(make_oracle(problem, "native"), Error);
+}
+
+TEST(MakeOracle, GivesDifferencesThatOwnWhatTheyStandOn) {
+  const Glm problem(Case{});
+  const At at(problem, at::kDouble);
+  const auto oracle = make_oracle(problem, "finite-difference");
+  const at::Tensor exact = AutodiffOracle(problem).linearize_inner(at.x, at.y, {})->jvp_y(at.v[0]);
+  expect_near(oracle->linearize_inner(at.x, at.y, {})->jvp_y(at.v[0]), exact, 1e-7, "a product");
+}
+
+}  // namespace
+}  // namespace bilevel

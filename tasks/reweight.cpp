@@ -16,7 +16,7 @@
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/rule_solver.h"
 #include "bilevel/linear/cg.h"
-#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/counted.h"
 #include "bilevel/outer/adam.h"
 #include "bilevel/run/driver.h"
@@ -292,8 +292,8 @@ class Job {
     data.source_count = source_count_;
     data.gram = trainer_.gram();
     const SupervisedProblem problem(supervised, data);
-    const AutodiffOracle autodiff(problem);
-    const CountedOracle oracle(autodiff);
+    const auto uncounted = make_oracle(problem);
+    const CountedOracle oracle(*uncounted);
 
     CgOptions cg;
     cg.iterations = options_.iterations;

@@ -8,6 +8,7 @@
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
+#include "bilevel/problem/linear_form.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/gram.h"
 
@@ -270,6 +271,7 @@ SupervisedProblem::SupervisedProblem(SupervisedOptions options, SupervisedData d
     require(y0_.isfinite().all().item<bool>(),
             fmt::format("SupervisedProblem: {} holds a value that is not finite.", options_.init));
   }
+  if (options_.model.kind == "linear") offer_linear_forms();
 }
 
 SupervisedProblem::Prepared SupervisedProblem::prepare(const Samples& samples, const std::string& name) const {
@@ -385,6 +387,48 @@ at::Tensor SupervisedProblem::regulariser(const std::vector<at::Tensor>& parts, 
   }
   if (options_.l2 == 0) return {};
   return (penalised_.defined() ? (y * penalised_).dot(y) : y.dot(y)).mul(0.5 * options_.l2);
+}
+
+// λ of each weight, [dy] or a scalar: what `regulariser` sums up by groups.
+at::Tensor SupervisedProblem::strengths(const std::vector<at::Tensor>& parts) const {
+  if (l2_ < 0) {
+    return penalised_.defined() ? penalised_ * options_.l2 : at::scalar_tensor(options_.l2, inner_.features.options());
+  }
+  const Hyperparameter& one = options_.hyperparameters[l2_];
+  at::Tensor lambda = apply(one.map, parts[l2_]);
+  if (one.per == Per::kLayer) lambda = lambda.squeeze(0);  // a linear model has one
+  if (lambda.dim() == 0) return penalised_.defined() ? penalised_ * lambda : lambda;
+  const int64_t C = model_->output_size(), d = model_->layers().front().fan_in;
+  at::Tensor weights, biases;
+  if (one.per == Per::kClass) {
+    weights = lambda.unsqueeze(1).expand({C, d});
+    biases = lambda;
+  } else {
+    weights = lambda.narrow(0, 0, d).unsqueeze(0).expand({C, d});
+    if (one.bias && options_.model.bias) biases = lambda.narrow(0, d, 1).expand({C});
+  }
+  weights = weights.reshape({-1});
+  if (!options_.model.bias) return weights;
+  return at::cat({weights, one.bias ? biases : at::zeros({C}, lambda.options().requires_grad(false))});
+}
+
+void SupervisedProblem::offer_linear_forms() {
+  LinearForm form;
+  form.loss = loss_.kind();
+  form.outputs = options_.outputs;
+  form.bias = options_.model.bias;
+  form.features = outer_.features;
+  form.targets = outer_.targets;
+  outer_form_ = std::make_unique<LinearForm>(form);
+  form.features = inner_.features;
+  form.targets = inner_.targets;
+  if (fixed_weights_.defined() || sample_weight_ >= 0 || source_weight_ >= 0) {
+    form.sample_weights = [this](const at::Tensor& x, const Batch& batch) { return weights(parts_of(x), batch); };
+  }
+  if (l2_ >= 0 || options_.l2 != 0) {
+    form.ridge = [this](const at::Tensor& x) { return strengths(parts_of(x)); };
+  }
+  inner_form_ = std::make_unique<LinearForm>(std::move(form));
 }
 
 at::Tensor SupervisedProblem::inner_outputs(const at::Tensor& y, const Batch& batch) const { return logits(inner_, y, batch); }

@@ -104,6 +104,10 @@ class SupervisedProblem : public Problem {
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
 
+  /// Of a linear model, for the native oracle.
+  const LinearForm* inner_linear_form() const override { return inner_form_.get(); }
+  const LinearForm* outer_linear_form() const override { return outer_form_.get(); }
+
   /// Of a linear model: the Gram matrix of the features, scaled to the curvature of the loss at even odds.
   Preconditioner inner_preconditioner(const at::Tensor& x) const override;
 
@@ -143,6 +147,8 @@ class SupervisedProblem : public Problem {
   at::Tensor weights(const std::vector<at::Tensor>& parts, const Batch& batch) const;
   at::Tensor regulariser(const std::vector<at::Tensor>& parts, const at::Tensor& y) const;
   at::Tensor energies(const Hyperparameter& l2, const at::Tensor& y) const;
+  at::Tensor strengths(const std::vector<at::Tensor>& parts) const;
+  void offer_linear_forms();
 
   SupervisedOptions options_;
   Loss loss_;
@@ -155,6 +161,7 @@ class SupervisedProblem : public Problem {
   at::Tensor fixed_weights_;  // [n]
   mutable std::shared_ptr<const Gram> gram_;
   at::Tensor penalised_;  // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
+  std::unique_ptr<LinearForm> inner_form_, outer_form_;  // of a linear model
   int64_t sample_weight_ = -1, source_weight_ = -1, l2_ = -1, step_size_ = -1;  // their parts of x; −1: not learned
 };
 

@@ -8,7 +8,7 @@
 #include "bilevel/inner/adam.h"
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/rule_solver.h"
-#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/counted.h"
 #include "tasks/gram.h"
 
@@ -67,8 +67,8 @@ Trainer::Fit Trainer::fit(const at::Tensor& weights, double ridge, const at::Ten
   const at::Tensor x = at::empty({0}, data.inner.features.options());
 
   const auto solve = [&](const Problem& problem, const InnerSolver& solver) -> Fit {
-    const AutodiffOracle autodiff(problem);
-    const CountedOracle oracle(autodiff);
+    const auto uncounted = make_oracle(problem);
+    const CountedOracle oracle(*uncounted);
     const at::Tensor y0 = start.defined() ? start : problem.initial_inner(x, 0);
     const InnerSolution solution = solver.solve(oracle, x, 0, {y0, {}, 0, 0}, {});
     cost_ += oracle.cost();

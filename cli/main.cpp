@@ -43,6 +43,9 @@ int main(int argc, char** argv) {
   bilevel::cli::add_run(app, action);
   bilevel::cli::add_resume(app, action);
   bilevel::cli::add_hypergrad(app, action);
+  bilevel::cli::add_doctor(app, action);
+  bilevel::cli::add_plan(app, action);
+  bilevel::cli::add_explain(app, action);
   bilevel::cli::add_report(app, action);
   bilevel::cli::add_new(app, action);
   bilevel::cli::add_list(app, action);

@@ -82,14 +82,21 @@ class Writer {
   void operator()(const LineChart& block) {
     json series = json::array();
     for (const auto& s : block.series) {
-      series.push_back({{"name", clean_text(s.name)}, {"x", finite_or_null(s.x)}, {"y", finite_or_null(s.y, block.log_y)}});
+      json labels = json::array();
+      for (const auto& label : s.labels) labels.push_back(clean_text(label));
+      series.push_back({{"name", clean_text(s.name)},
+                        {"x", finite_or_null(s.x, block.log_x)},
+                        {"y", finite_or_null(s.y, block.log_y)},
+                        {"labels", std::move(labels)}});
     }
     charts_.push_back({{"kind", "line"},
                        {"xLabel", clean_text(block.x_label)},
                        {"yLabel", clean_text(block.y_label)},
+                       {"logX", block.log_x},
                        {"logY", block.log_y},
+                       {"scatter", block.scatter},
                        {"series", std::move(series)}});
-    chart(block.title, "Line chart", "", 0, block.note, table_of(block));
+    chart(block.title, block.scatter ? "Scatter chart" : "Line chart", block.scatter ? " wide" : "", block.scatter ? 460 : 0, block.note, table_of(block));
   }
 
   void operator()(const BarChart& block) {

@@ -66,12 +66,15 @@
   function line(spec) {
     const datasets = spec.series.map((series, i) => ({
       label: series.name,
-      data: series.x.map((x, k) => ({ x, y: series.y[k] === undefined ? null : series.y[k] })).filter((point) => point.x !== null),
+      data: series.x
+        .map((x, k) => ({ x, y: series.y[k] === undefined ? null : series.y[k], label: series.labels[k] }))
+        .filter((point) => point.x !== null),
       borderColor: color(i),
       backgroundColor: color(i),
-      borderWidth: 2,
+      borderWidth: spec.scatter ? 1 : 2,
       borderDash: i >= 8 ? [6, 4] : [],
-      pointRadius: series.x.length > 40 ? 0 : 2.5,
+      pointStyle: spec.scatter ? ["circle", "rect", "triangle", "rectRot"][Math.floor(i / 8) % 4] : "circle",
+      pointRadius: spec.scatter ? 5 : series.x.length > 40 ? 0 : 2.5,
       pointHitRadius: 8,
       tension: 0,
     }));
@@ -79,14 +82,18 @@
       type: "line",
       data: { datasets },
       options: {
-        interaction: { mode: "nearest", axis: "x", intersect: false },
+        interaction: { mode: "nearest", axis: spec.scatter ? "xy" : "x", intersect: false },
         scales: {
-          x: axis(spec.xLabel, { type: "linear", grid: { display: false, borderColor: token("--line") }, ticks: { callback: number } }),
+          x: axis(spec.xLabel, {
+            type: spec.logX ? "logarithmic" : "linear",
+            grid: { display: false, borderColor: token("--line") },
+            ticks: { callback: spec.logX ? log_label : number },
+          }),
           y: axis(spec.yLabel, spec.logY ? { type: "logarithmic", ticks: { callback: log_label } } : { ticks: { callback: number } }),
         },
         plugins: { tooltip: { callbacks: {
           title: (items) => (items.length ? spec.xLabel + " " + number(items[0].parsed.x) : ""),
-          label: (item) => " " + item.dataset.label + ": " + number(item.parsed.y),
+          label: (item) => " " + (item.raw.label || item.dataset.label) + ": " + number(item.parsed.y),
         } } },
       },
     };

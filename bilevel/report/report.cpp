@@ -61,10 +61,27 @@ Cell Cell::measured(double value, double spread) {
   return mean(value, spread, decimals);
 }
 
+namespace {
+
+/// Points have nothing in common but the axes: one row for each.
+Table table_of_points(const LineChart& chart) {
+  Table table{.title = chart.title, .columns = {{"point", false}, {chart.x_label, true}, {chart.y_label, true}}, .rows = {}};
+  for (const auto& series : chart.series) {
+    for (size_t i = 0; i < std::min(series.x.size(), series.y.size()); ++i) {
+      table.rows.push_back({{Cell(i < series.labels.size() ? series.labels[i] : series.name), Cell(format_number(series.x[i], 6)),
+                             Cell(format_number(series.y[i], 6))}});
+    }
+  }
+  return table;
+}
+
+}  // namespace
+
 Table table_of(const LineChart& chart, size_t rows) {
+  if (chart.scatter) return table_of_points(chart);
   std::map<double, std::vector<double>> by_x;
   for (size_t s = 0; s < chart.series.size(); ++s) {
-    const auto& [name, x, y] = chart.series[s];
+    const auto& [name, x, y, labels] = chart.series[s];
     for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
       if (!std::isfinite(x[i])) continue;
       by_x.try_emplace(x[i], chart.series.size(), NAN).first->second[s] = y[i];

@@ -63,16 +63,19 @@ struct Table {
   std::string note = {};  // below the table
 };
 
-/// Curves over a common axis. Points that are not finite (or not positive where log_y) are gaps.
+/// Curves over a common axis. Points that are not finite (or not positive where that axis is logarithmic) are gaps.
 struct LineChart {
   struct Series {
     std::string name;
     std::vector<double> x, y;
+    std::vector<std::string> labels = {};  // of the points, shown where one is pointed at; empty, or one for each
   };
   std::string title, x_label, y_label;
   bool log_y = false;
   std::vector<Series> series;
   std::string note = {};
+  bool log_x = false;
+  bool scatter = false;  // points, joined by thin lines within a series; a terminal shows none of it, for tables say more
 };
 
 /// One group of bars per label. `spread` draws a whisker of ± spread; a series of markers stands beside the bars, for example a

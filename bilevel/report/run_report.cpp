@@ -16,6 +16,7 @@
 #include "bilevel/core/file.h"
 #include "bilevel/core/layout.h"
 #include "bilevel/problem/npy.h"
+#include "bilevel/report/explain_report.h"
 #include "bilevel/report/terminal.h"
 
 namespace bilevel {
@@ -361,6 +362,7 @@ Report run_report(const std::string& directory) {
   if (!run.log.empty()) report.sections.push_back(result(run));
   if (!run.log.empty()) report.sections.push_back(curves(run));
   if (Report::Section section = hyperparameters(run); !section.blocks.empty()) report.sections.push_back(std::move(section));
+  for (const Explanation& one : kept_explanations(directory)) report.sections.push_back(explanation_section(one));
   if (!run.log.empty()) report.sections.push_back(cost(run));
   report.sections.push_back({"Configuration", {Preformatted{"config.toml", run.config}}});
   return report;

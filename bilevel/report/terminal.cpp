@@ -156,6 +156,7 @@ class Writer {
   }
 
   void operator()(const LineChart& block) {
+    if (block.scatter) return;
     const bool single = block.series.size() == 1;  // then the title names it, and such charts stand below each other as one table
     if (!single) subtitle(block.title);
     const size_t names = std::min<size_t>(26, width_ / 3), numbers = 10;
@@ -314,7 +315,10 @@ class Writer {
 };
 
 /// Whether a terminal shows anything of the block.
-bool shown(const Block& block) { return !std::holds_alternative<Gallery>(block) && !std::holds_alternative<Preformatted>(block); }
+bool shown(const Block& block) {
+  const auto* chart = std::get_if<LineChart>(&block);
+  return !std::holds_alternative<Gallery>(block) && !std::holds_alternative<Preformatted>(block) && !(chart && chart->scatter);
+}
 
 }  // namespace
 

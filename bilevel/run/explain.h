@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,7 @@ struct Explanation {
   int64_t index = 0, outer_size = 0;
   int64_t step = 0;  // x after so many updates
   double x = 0;
+  std::optional<double> start;  // of x, where the run began; filled in by whoever knows the run
   double value = 0, direct = 0, implicit = 0;  // value = direct + implicit
   std::vector<Part> parts;                     // sum to implicit; the greatest first
   at::Tensor shares;                           // [n], sum to value; undefined where the problem offers no sample losses

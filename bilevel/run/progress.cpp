@@ -86,4 +86,39 @@ void Progress::update(const Record& record) {
   last_drawn_ = now;
 }
 
+StageProgress::StageProgress(ProgressOptions options) : options_(options), began_(std::chrono::steady_clock::now()) {}
+
+StageProgress::~StageProgress() {
+  if (drawn_) std::fputs("\r\033[K", options_.file), std::fflush(options_.file);
+}
+
+std::string StageProgress::text(const std::string& doing, double fraction, double elapsed, int width) {
+  const double part = std::clamp(fraction, 0.0, 1.0);
+  constexpr int kBar = 20;
+  const int full = static_cast<int>(std::lround(part * kBar));
+  const std::string left = part > 0.02 ? duration(elapsed / part * (1 - part)) + " left" : "";
+  const std::string head = fmt::format("[{}{}] {:3.0f} %  {:<10}  ", std::string(static_cast<size_t>(full), '#'),
+                                       std::string(static_cast<size_t>(kBar - full), '-'), 100 * part, left);
+  // Cut between characters: names have signs of several bytes.
+  size_t end = std::min(doing.size(), static_cast<size_t>(std::max(0, width - 1 - static_cast<int>(head.size()))));
+  while (end > 0 && end < doing.size() && (static_cast<unsigned char>(doing[end]) & 0xc0) == 0x80) --end;
+  return head + doing.substr(0, end);
+}
+
+void StageProgress::update(const std::string& doing, double fraction) {
+  if (!options_.file) return;
+  const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  if (elapsed < options_.patience) return;
+  if (!options_.terminal) {
+    const auto tenths = static_cast<int64_t>(10 * fraction);
+    if (tenths <= tenths_shown_) return;
+    tenths_shown_ = tenths;
+    fmt::print(options_.file, "{}\n", text(doing, fraction, elapsed, 200));
+  } else {
+    fmt::print(options_.file, "\r\033[K{}", text(doing, fraction, elapsed, width_of(options_.file)));
+    drawn_ = true;
+  }
+  std::fflush(options_.file);
+}
+
 }  // namespace bilevel

@@ -39,4 +39,23 @@ class Progress {
   std::chrono::steady_clock::time_point began_, last_drawn_;
 };
 
+/// A bar for work whose share that is done is only guessed at: what is being done, and about how long it still takes.
+class StageProgress {
+ public:
+  explicit StageProgress(ProgressOptions options);
+  ~StageProgress();  // clears the bar
+  StageProgress(const StageProgress&) = delete;
+  StageProgress& operator=(const StageProgress&) = delete;
+
+  void update(const std::string& doing, double fraction);
+  /// What `update` would draw, without colours.
+  static std::string text(const std::string& doing, double fraction, double elapsed, int width);
+
+ private:
+  ProgressOptions options_;
+  bool drawn_ = false;
+  int64_t tenths_shown_ = 0;
+  std::chrono::steady_clock::time_point began_;
+};
+
 }  // namespace bilevel

@@ -1,0 +1,299 @@
+#include "bilevel/run/plan.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
+#include "bilevel/core/state.h"
+
+namespace bilevel {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kMostProbes = 12;
+constexpr double kEnough = 1.0;  // seconds of probes after which one more says nothing new
+
+double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
+
+struct Probe {
+  Cost cost;         // of a typical step
+  double first = 0;  // seconds of the step that is not typical
+  int64_t count = 0;
+};
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Steps from the start: one to warm up, then until they are enough and alike.
+Probe probe(const Algorithm& algorithm) {
+  State state = algorithm.init();
+  Probe out;
+  std::vector<double> seconds;
+  int64_t calls_before = -1, peak = 0;
+  double spent = 0;
+  for (out.count = 0; out.count < kMostProbes; ++out.count) {
+    const MemoryMeter meter;
+    const Clock::time_point began = Clock::now();
+    const Record record = algorithm.step(state, 1);
+    const double s = seconds_since(began);
+    peak = std::max(peak, std::max(meter.peak_bytes(), record.cost.peak_bytes));
+    spent += s;
+    const int64_t calls = record.cost.oracle_calls();
+    if (out.count == 0) {
+      out.first = s;
+    } else {
+      const bool alike = calls_before < 0 || std::abs(calls - calls_before) <= calls_before / 10;
+      if (!alike) seconds.clear();  // a warm start makes later solves shorter
+      seconds.push_back(s);
+      out.cost = record.cost;
+      if (alike && spent >= kEnough && out.count >= 1) {
+        ++out.count;
+        break;
+      }
+      if (!alike && spent > 20 * kEnough) {
+        ++out.count;
+        break;
+      }
+    }
+    calls_before = calls;
+    if (failed(record.status)) {
+      ++out.count;
+      break;
+    }
+  }
+  out.cost.seconds = seconds.empty() ? out.first : median(seconds);
+  out.cost.peak_bytes = peak;
+  return out;
+}
+
+int64_t free_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string key, unit; file >> key;) {
+    int64_t kilobytes = 0;
+    file >> kilobytes;
+    std::getline(file, unit);
+    if (key == "MemAvailable:") return 1024 * kilobytes;
+  }
+  return sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+std::string gigabytes(int64_t bytes) {
+  const auto b = static_cast<double>(bytes);
+  return b < 1e9 ? fmt::format("{:.3g} MB", 1e-6 * b) : fmt::format("{:.3g} GB", 1e-9 * b);
+}
+
+/// Seconds, bytes and calls after T inner steps, from two shorter solves.
+struct Fit {
+  Cost small, large;
+  double first_small = 0;
+  int64_t t_small = 0, t_large = 0;
+
+  static double line(double a, double b, double u, double v, double w) { return a + (b - a) * (w - u) / (v - u); }
+  double seconds(int64_t T) const { return std::max(0.0, line(small.seconds, large.seconds, u(false), v(false), w(T, false))); }
+  int64_t bytes(int64_t T, bool root) const {
+    return static_cast<int64_t>(std::max(
+        0.0, line(static_cast<double>(small.peak_bytes), static_cast<double>(large.peak_bytes), u(root), v(root), w(T, root))));
+  }
+  int64_t calls(int64_t Cost::*kind, int64_t T) const {
+    return std::llround(
+        line(static_cast<double>(small.*kind), static_cast<double>(large.*kind), u(false), v(false), w(T, false)));
+  }
+
+ private:
+  double u(bool root) const { return w(t_small, root); }
+  double v(bool root) const { return w(t_large, root); }
+  static double w(int64_t T, bool root) { return root ? std::sqrt(static_cast<double>(T)) : static_cast<double>(T); }
+};
+
+class Planner {
+ public:
+  Planner(const PlanMaker& make, const PlanOptions& options) : make_(make), options_(options) {
+    free_ = options.free_bytes > 0 ? options.free_bytes : free_bytes() * 9 / 10;
+  }
+
+  Plan run() {
+    Forecast own;
+    own.name = "as configured";
+    foresee(own, /*checkpoints=*/false, /*whole=*/true);
+    require(own.possible, own.remark);
+    plan_.forecasts.push_back(std::move(own));
+    if (keeps_trajectory_) alternatives();
+    choose();
+    return std::move(plan_);
+  }
+
+ private:
+  void say(const std::string& doing) {
+    if (options_.progress) options_.progress(doing, std::min(0.95, done_++ / 10.0));
+  }
+
+  int64_t all_of(const Cost& step) const { return std::max(loaded_peak_, plan_.resident_bytes + step.peak_bytes); }
+
+  /// Fills in `forecast`. `whole`: by whole steps where they are foreseen to be short and small.
+  void foresee(Forecast& forecast, bool checkpoints, bool whole) {
+    say(forecast.name);
+    try {
+      std::optional<PlanSubject> subject = make_(forecast.sets);
+      if (plan_.resident_bytes == 0) {
+        const ProcessMemory memory = process_memory();
+        plan_.resident_bytes = memory.now;
+        loaded_peak_ = memory.peak;
+        plan_.steps = subject->steps;
+        keeps_trajectory_ = subject->keeps_trajectory;
+        inner_steps_ = subject->inner_steps;
+        plan_.limit = options_.limit;
+      }
+      const int64_t T = subject->inner_steps;
+      std::optional<Fit> fit;
+      if (T > 64 && (subject->keeps_trajectory || T > 1000)) {
+        subject.reset();
+        fit = short_solves(forecast, T);
+        subject = make_(forecast.sets);
+      }
+      const int64_t bytes = fit ? fit->bytes(T, checkpoints) : 0;
+      const double seconds = fit ? fit->seconds(T) : 0;
+      const int64_t most =
+          options_.limit > 0 ? std::min(free_, std::max<int64_t>(options_.limit - plan_.resident_bytes, 0)) : free_;
+      if (!fit || (whole && bytes < most && seconds < options_.probe_seconds)) {
+        const Probe found = probe(*subject->algorithm);
+        forecast.step = found.cost;
+        forecast.measured = true;
+        forecast.probes += found.count;
+        forecast.seconds = found.first + static_cast<double>(subject->steps) * found.cost.seconds;
+      } else {
+        forecast.step.seconds = seconds;
+        forecast.step.peak_bytes = bytes;
+        for (const auto kind : {&Cost::forwards, &Cost::gradients, &Cost::hvps, &Cost::cross_products}) {
+          forecast.step.*kind = fit->calls(kind, T);
+        }
+        forecast.seconds = static_cast<double>(subject->steps + 1) * seconds;
+      }
+      if (forecast.measured && plan_.forecasts.empty()) {
+        // What libraries allocate once they are used, and no meter of tensors sees.
+        overhead_ = std::max<int64_t>(0, process_memory().peak - all_of(forecast.step));
+      }
+      forecast.bytes = all_of(forecast.step) + overhead_;
+      forecast.fits = options_.limit == 0 || forecast.bytes <= options_.limit;
+    } catch (const Error& error) {
+      forecast.possible = forecast.fits = false;
+      forecast.remark = error.what();
+    }
+  }
+
+  Fit short_solves(Forecast& forecast, int64_t T) {
+    Fit fit;
+    fit.t_small = 16;
+    fit.t_large = std::min<int64_t>(64, T);
+    for (const int64_t t : {fit.t_small, fit.t_large}) {
+      std::vector<std::string> sets = forecast.sets;
+      sets.push_back(fmt::format("inner.steps={}", t));
+      const PlanSubject subject = make_(sets);
+      const Probe found = probe(*subject.algorithm);
+      (t == fit.t_small ? fit.small : fit.large) = found.cost;
+      forecast.probes += found.count;
+    }
+    return fit;
+  }
+
+  void alternatives() {
+    const auto add = [&](std::string name, std::vector<std::string> sets, bool same, bool checkpoints) {
+      Forecast forecast;
+      forecast.name = std::move(name);
+      forecast.sets = std::move(sets);
+      forecast.same_numbers = same;
+      foresee(forecast, checkpoints, /*whole=*/false);
+      if (forecast.possible) plan_.forecasts.push_back(std::move(forecast));
+    };
+    for (const char* memory : {"graphs", "states", "checkpoints"}) {
+      add(fmt::format("memory = \"{}\"", memory), {fmt::format("hypergradient.memory=\"{}\"", memory)}, true,
+          std::string(memory) == "checkpoints");
+    }
+    const auto fits = [this] {
+      return std::any_of(plan_.forecasts.begin(), plan_.forecasts.end(), [](const Forecast& f) { return f.fits; });
+    };
+    if (options_.limit > 0 && !fits()) {
+      // Differentiating fewer of the last steps: another number, but a smaller one.
+      for (const int64_t parts : {2, 5, 20}) {
+        const int64_t last = inner_steps_ / parts;
+        if (last < 1 || fits()) break;
+        add(fmt::format("the last {} steps", last),
+            {fmt::format("hypergradient.steps={}", last), "hypergradient.memory=\"checkpoints\""}, false, true);
+      }
+    }
+  }
+
+  void choose() {
+    std::optional<size_t>& choice = plan_.choice;
+    for (const bool same : {true, false}) {
+      for (size_t i = 0; i < plan_.forecasts.size() && !(choice && plan_.forecasts[*choice].same_numbers && !same); ++i) {
+        const Forecast& one = plan_.forecasts[i];
+        if (one.same_numbers != same || !one.fits) continue;
+        // What is there already is kept where nothing is gained that could be told from noise.
+        if (!choice || one.seconds < 0.8 * plan_.forecasts[*choice].seconds) choice = i;
+      }
+    }
+    const Forecast& own = plan_.forecasts.front();
+    const std::string takes = fmt::format(
+        "As configured, an outer step takes {:.3g} s and {} of tensors; {} steps take {:.3g} s, and the process "
+        "holds at most {}.",
+        own.step.seconds, gigabytes(own.step.peak_bytes), plan_.steps, own.seconds, gigabytes(own.bytes));
+    if (!choice) {
+      const auto least = std::min_element(plan_.forecasts.begin(), plan_.forecasts.end(),
+                                          [](const Forecast& a, const Forecast& b) { return a.bytes < b.bytes; });
+      plan_.advice = fmt::format(
+          "{} Nothing foreseen fits into {}: the least is {}, with {}. A smaller inner batch, fewer inner steps or an "
+          "implicit estimator would need less.",
+          takes, gigabytes(options_.limit), gigabytes(least->bytes), least->name);
+      return;
+    }
+    const Forecast& best = plan_.forecasts[*choice];
+    if (*choice == 0) {
+      plan_.advice = takes + (options_.limit > 0 ? fmt::format(" That fits into {}.", gigabytes(options_.limit)) : "");
+    } else {
+      plan_.advice = fmt::format("{}{} Take {}: {:.3g} s and {} a step, {:.3g} s in all, the process at most {}.{}", takes,
+                                 own.fits ? "" : fmt::format(" That is more than {}.", gigabytes(options_.limit)), best.name,
+                                 best.step.seconds, gigabytes(best.step.peak_bytes), best.seconds, gigabytes(best.bytes),
+                                 best.same_numbers ? " It finds the same numbers."
+                                                   : " It differentiates another function: check with `bilevel doctor`.");
+    }
+  }
+
+  const PlanMaker& make_;
+  const PlanOptions& options_;
+  Plan plan_;
+  int64_t free_ = 0, loaded_peak_ = 0, overhead_ = 0, inner_steps_ = 0;
+  bool keeps_trajectory_ = false;
+  double done_ = 0;
+};
+
+}  // namespace
+
+ProcessMemory process_memory() {
+  ProcessMemory memory;
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    for (const auto& [key, into] : {std::pair("VmRSS:", &memory.now), std::pair("VmHWM:", &memory.peak)}) {
+      if (line.starts_with(key)) *into = 1024 * std::atoll(line.c_str() + std::string(key).size());
+    }
+  }
+  return memory;
+}
+
+Plan make_plan(const PlanMaker& make, const PlanOptions& options) {
+  require(options.limit >= 0,
+          fmt::format("make_plan: limit = {} is negative; bytes, or 0 for none, would be right.", options.limit));
+  return Planner(make, options).run();
+}
+
+}  // namespace bilevel

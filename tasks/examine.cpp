@@ -1,0 +1,238 @@
+#include "tasks/examine.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/file.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/problem/npy.h"
+#include "bilevel/report/png.h"
+#include "tasks/experiment.h"
+#include "tasks/reweight_job.h"
+#include "tasks/supervised.h"
+
+namespace bilevel {
+namespace {
+
+namespace fs = std::filesystem;
+
+void refuse_jobs(const Config& config, const char* command) {
+  require(!ReweightJob::describes(config),
+          fmt::format(
+              "`bilevel {}` examines one bilevel problem, and task = \"reweight\" is a job of several stages. A configuration of "
+              "`bilevel new supervised` with source_weight describes the problem inside it.",
+              command));
+}
+
+int64_t steps_of(const InnerSolver& solver) {
+  const auto* rule = dynamic_cast<const RuleSolver*>(&solver);
+  return rule ? rule->options().steps : 0;
+}
+
+/// The configuration as it stands, in which nothing is shared with `config`.
+Config copy_of(const Experiment& experiment, const std::vector<std::string>& sets) {
+  Config copy = Config::parse(experiment.text(), "the configuration");
+  for (const std::string& set : sets) copy.set(set);
+  return copy;
+}
+
+/// [hypergradient] as the user wrote it, with its values as the complete configuration has them.
+EstimatorSettings configured(const std::vector<std::string>& keys, const std::string& complete) {
+  EstimatorSettings settings;
+  const size_t begin = complete.find("[hypergradient]\n");
+  if (begin == std::string::npos) return settings;
+  const size_t end = std::min(complete.find("\n[", begin), complete.size());
+  std::vector<std::pair<std::string, std::string>> lines;
+  for (size_t at = complete.find('\n', begin) + 1; at < end;) {
+    const size_t stop = std::min(complete.find('\n', at), end);
+    const std::string line = complete.substr(at, stop - at);
+    if (const size_t equals = line.find(" = "); equals != std::string::npos) {
+      std::string key = line.substr(0, equals);
+      key.erase(key.find_last_not_of(' ') + 1);
+      lines.emplace_back(std::move(key), line.substr(equals + 3));
+    }
+    at = stop + 1;
+  }
+  const auto wanted = [&](const std::string& key) {
+    return key == "estimator" || key == "solver" || std::find(keys.begin(), keys.end(), key) != keys.end();
+  };
+  for (const char* first : {"estimator", "solver"}) {
+    for (const auto& line : lines) {
+      if (line.first == first) settings.push_back(line);
+    }
+  }
+  for (const auto& line : lines) {
+    if (line.first != "estimator" && line.first != "solver" && wanted(line.first)) settings.push_back(line);
+  }
+  return settings;
+}
+
+bool has_dtype(const Experiment& experiment) {
+  return Config::parse(experiment.text(), "").root().section("problem").has("dtype");
+}
+
+}  // namespace
+
+Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
+  refuse_jobs(config, "doctor");
+  require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
+  Section root = config.root();
+  const std::vector<std::string> keys =
+      root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
+  const Experiment experiment(std::move(config));
+  const DoubleLoop& algorithm = experiment.algorithm();
+  State state = algorithm.init();
+  if (after > 0) {
+    if (options.progress) options.progress(fmt::format("{} outer steps", after), 0.0);
+    algorithm.step(state, after);
+  }
+  DoctorSubject subject{experiment.oracle(), algorithm.solver(), state.tensor("x"), {}};
+  if (after > 0 && algorithm.options().start == Start::kWarm) subject.y = state.tensor("y");
+  subject.inner_steps = steps_of(algorithm.solver());
+  subject.seed = algorithm.options().seed;
+  subject.configured = configured(keys, experiment.text());
+
+  std::unique_ptr<Experiment> precise;
+  if (subject.x.scalar_type() != at::kDouble) {
+    require(has_dtype(experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
+    precise = std::make_unique<Experiment>(copy_of(experiment, {"problem.dtype=\"float64\""}));
+    subject.precise = &precise->oracle();
+    subject.precise_solver = &precise->algorithm().solver();
+  }
+  return diagnose(subject, options);
+}
+
+PlanMaker plan_maker(Config config) {
+  refuse_jobs(config, "plan");
+  // The first run is made from the configuration itself, the others from its complete text.
+  auto complete = std::make_shared<std::string>();
+  return [config = std::move(config), complete](const std::vector<std::string>& sets) {
+    Config own = complete->empty() ? config : Config::parse(*complete, "the configuration");
+    for (const std::string& set : sets) own.set(set);
+    const auto experiment = std::make_shared<const Experiment>(std::move(own));
+    if (complete->empty()) *complete = experiment->text();
+    PlanSubject subject;
+    subject.algorithm = &experiment->algorithm();
+    subject.steps = experiment->driver_options().steps;
+    subject.inner_steps = steps_of(experiment->algorithm().solver());
+    subject.keeps_trajectory = experiment->algorithm().estimator().trajectory().keep;
+    subject.owner = experiment;
+    return subject;
+  };
+}
+
+namespace {
+
+/// x and the inner solution at it.
+struct RunPoint {
+  at::Tensor x, y;
+  int64_t step = 0;
+};
+
+/// The point after `step` updates, by doing again what was not kept.
+RunPoint replay(const Experiment& experiment, State state, int64_t step, const ProgressOptions& options) {
+  DriverOptions driver = experiment.driver_options();
+  driver.steps = step;
+  Progress progress(options, step, state.integer("step"));
+  Watch watch;
+  watch.record = [&](const Record& record, const std::vector<RollBack>&) {
+    progress.update(record);
+    return Signal::kContinue;
+  };
+  const RunResult result = Driver(experiment.algorithm(), driver).run(std::move(state), watch);
+  require(result.steps == step, fmt::format("The run does not come to step {} again: {}", step, result.message));
+  return {result.state.tensor("x"), result.state.tensor("y"), step};
+}
+
+RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wanted, const ProgressOptions& progress) {
+  const fs::path path(directory);
+  const auto summary = fs::exists(path / "summary.json")
+                           ? nlohmann::json::parse(read_file((path / "summary.json").string()), nullptr, false)
+                           : nlohmann::json();
+  const bool finished = summary.is_object() && fs::exists(path / "x.npy") && fs::exists(path / "y.npy");
+  const int64_t last = finished ? summary.value("steps", int64_t{0}) : -1;
+  if (finished && wanted.value_or(last) == last) {
+    return {read_npy((path / "x.npy").string()), read_npy((path / "y.npy").string()), last};
+  }
+  const Experiment experiment(Config::load((path / "config.toml").string()));
+  const int64_t most = finished ? last : experiment.driver_options().steps;
+  require(!wanted || (*wanted >= 0 && *wanted <= most),
+          fmt::format("--step {} is not in this run; it has the steps 0 to {}.", wanted.value_or(0), most));
+  State state = experiment.algorithm().init();
+  if (fs::exists(path / "checkpoint")) {
+    State saved = load_state((path / "checkpoint").string());
+    const int64_t at_step = saved.integer("step");
+    if (!wanted || at_step <= *wanted) return replay(experiment, std::move(saved), wanted.value_or(at_step), progress);
+  }
+  require(wanted.has_value(),
+          fmt::format("The run in {} has not come to its end and left no checkpoint; --step says which point to look at.",
+                      directory));
+  return replay(experiment, std::move(state), *wanted, progress);
+}
+
+/// Labels, predictions and pictures of the samples, where there are such.
+void describe_samples(Explanation& explanation, const Task& task, const at::Tensor& y) {
+  const auto* problem = dynamic_cast<const SupervisedProblem*>(task.problem.get());
+  if (problem == nullptr || explanation.samples.empty()) return;
+  const at::NoGradGuard no_grad;
+  const Loss& loss = problem->loss();
+  const at::Tensor logits = problem->outer_logits(y);
+  const at::Tensor& targets = problem->outer_targets();
+  const at::Tensor predicted = loss.classifies() ? loss.labels(logits) : at::Tensor{};
+  const auto name_of = [&](int64_t label) {
+    const auto& names = task.encoding.class_names;
+    return label >= 0 && label < static_cast<int64_t>(names.size()) ? names[static_cast<size_t>(label)] : std::to_string(label);
+  };
+  const int64_t pixels = task.encoding.height * task.encoding.width;
+  for (Explanation::Sample& sample : explanation.samples) {
+    const at::Tensor target = targets.select(-1, sample.index).flatten();
+    if (loss.classifies()) {
+      const auto label = target[0].item<double>();
+      sample.label = name_of(loss.kind() == Loss::Kind::kLogistic ? label > 0 : static_cast<int64_t>(label));
+      sample.predicted = name_of(predicted[sample.index].item<int64_t>());
+    } else if (target.numel() == 1) {
+      sample.label = fmt::format("{:.4g}", target[0].item<double>());
+      sample.predicted = fmt::format("{:.4g}", logits.select(-1, sample.index).flatten()[0].item<double>());
+    }
+    if (pixels == 0) continue;
+    const at::Tensor features = problem->outer_features()[sample.index].flatten();
+    const int64_t channels = features.numel() / pixels;
+    if (features.numel() != channels * pixels || (channels != 1 && channels != 3)) continue;
+    sample.png = encode_png(features.view({channels, task.encoding.height, task.encoding.width}));
+  }
+}
+
+}  // namespace
+
+Explanation explain_run(const ExplainRequest& request) {
+  const std::string config_file = (fs::path(request.directory) / "config.toml").string();
+  require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
+  refuse_jobs(Config::load(config_file), "explain");
+  const RunPoint point = point_of(request.directory, request.step, request.progress);
+
+  Config config = Config::load(config_file);
+  if (config.root().section("problem").has("dtype")) config.set("problem.dtype=\"float64\"");
+  const Experiment experiment(std::move(config));
+  const Problem& problem = experiment.problem();
+  const at::Tensor start = problem.initial_outer();
+  require(point.x.sizes() == start.sizes(), fmt::format("{}: x has {} elements and the problem {}; have the data changed?",
+                                                        request.directory, point.x.numel(), start.numel()));
+  const auto dtype = start.scalar_type();
+  const int64_t index = element_index(problem.outer_layout(), request.hyperparameter);
+  const at::Tensor y = point.y.to(dtype);
+  Explanation explanation =
+      explain(experiment.oracle(), experiment.algorithm().solver(), point.x.to(dtype), y, index, request.options);
+  explanation.step = point.step;
+  explanation.start = start[index].item<double>();
+  if (y.dim() == 1) describe_samples(explanation, experiment.task(), y);
+  return explanation;
+}
+
+}  // namespace bilevel

@@ -12,6 +12,7 @@
 
 #include "bilevel/algorithm/double_loop.h"
 #include "bilevel/hypergrad/darts.h"
+#include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/one_step.h"
@@ -29,7 +30,6 @@
 #include "bilevel/outer/adam.h"
 #include "bilevel/outer/sgd.h"
 #include "tasks/diabetes.h"
-#include "tasks/forward_mode.h"
 #include "tasks/random_state.h"
 #include "tasks/selftest_problems.h"
 
@@ -131,6 +131,7 @@ Estimated estimate(const Problem& problem, const InnerSolver& solver, const Esti
   batch.slice = slice;
   EstimatorInput input{oracle, solver, x, solution, batch, batch, {}};
   input.cold_start = !y.defined();
+  input.start = start;
   Hypergradient h = estimator.estimate(input);
   return {std::move(h), std::move(solution)};
 }
@@ -640,7 +641,7 @@ CheckResult gold_agreement() {
   compare.close("unrolled and differences of F_T", graphs, differences(F_T, z), 1e-6);
   for (const RuleSolver& solver : {sgd(0.05, 12, 0.9, 0.1), adam(0.03, 12), adam(0.03, 12, true)}) {
     compare.close(fmt::format("reverse and forward mode of {}", solver.name()), estimate(network, solver, Unrolled(), z).h.value,
-                  forward_mode(network, solver, z), 1e-12);
+                  estimate(network, solver, Forward(), z).h.value, 1e-12);
   }
   return compare.result();
 }

@@ -10,6 +10,7 @@
 
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/darts.h"
+#include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/one_step.h"
@@ -25,7 +26,6 @@
 #include "bilevel/oracle/counted.h"
 #include "bilevel/problem/test_problems.h"
 #include "tasks/diabetes.h"
-#include "tasks/forward_mode.h"
 #include "tasks/selftest_problems.h"
 
 namespace bilevel {
@@ -122,7 +122,7 @@ TEST(GoldAgreement, ReverseModeIsForwardModeForEveryRule) {
   const at::Tensor x = problem.initial_outer();
   for (const PlainRule& rule : every_rule()) {
     const RuleSolver solver = rule_solver(rule, 12);
-    const at::Tensor forward = forward_mode(problem, solver, x);
+    const at::Tensor forward = estimate(Forward(), problem, solver, x).value;
     EXPECT_LT(relative_error(estimate(Unrolled(), problem, solver, x).value, forward), 1e-12);
     EXPECT_GT(relative_error(estimate(Unrolled({.steps = 11}), problem, solver, x).value, forward), 1e-6);
   }
@@ -133,7 +133,9 @@ TEST(GoldAgreement, ReverseModeIsForwardModeThroughMinibatchesLearnedRulesAndThe
   const RuleSolver stochastic =
       rule_solver(plain(0.5), 15, BatchPlan::shuffled(weights.inner_samples(), 7, Stream(3, "inner batches")));
   const at::Tensor xw = weights.initial_outer();
-  EXPECT_LT(relative_error(estimate(Unrolled(), weights, stochastic, xw).value, forward_mode(weights, stochastic, xw)), 1e-12);
+  EXPECT_LT(
+      relative_error(estimate(Unrolled(), weights, stochastic, xw).value, estimate(Forward(), weights, stochastic, xw).value),
+      1e-12);
 
   const MlpProblem base;
   const LearnedRuleProblem learned(base, 0.08, 0.7);
@@ -141,12 +143,14 @@ TEST(GoldAgreement, ReverseModeIsForwardModeThroughMinibatchesLearnedRulesAndThe
   rule.learned_lr = rule.learned_momentum = true;
   const RuleSolver by_x = rule_solver(rule, 10);
   const at::Tensor xl = learned.initial_outer();
-  EXPECT_LT(relative_error(estimate(Unrolled(), learned, by_x, xl).value, forward_mode(learned, by_x, xl)), 1e-12);
+  EXPECT_LT(relative_error(estimate(Unrolled(), learned, by_x, xl).value, estimate(Forward(), learned, by_x, xl).value), 1e-12);
 
   const SinusoidMamlProblem maml({.proximity = 0.5});
   const RuleSolver few = rule_solver(plain(0.1), 3);
   const at::Tensor xm = maml.initial_outer();
-  EXPECT_LT(relative_error(estimate(Unrolled(), maml, few, xm, {.slice = 2}).value, forward_mode(maml, few, xm, 2)), 1e-12);
+  EXPECT_LT(relative_error(estimate(Unrolled(), maml, few, xm, {.slice = 2}).value,
+                           estimate(Forward(), maml, few, xm, {.slice = 2}).value),
+            1e-12);
 }
 
 TEST(GoldAgreement, ReverseModeTendsToTheImplicitHypergradient) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -109,6 +110,51 @@ at::Tensor darts_formula(const Place& p) {
   return p.direct - p.rule.lr * (grad_x(p.previous + epsilon * p.b) - grad_x(p.previous - epsilon * p.b)) / (2 * epsilon);
 }
 
+// The formula of the paper with the exact diagonal ∂u/∂g of the last update u; an update acts on each element apart.
+at::Tensor sama_formula(const Place& p) {
+  const PlainRule& rule = p.rule;
+  at::Tensor y = p.problem.initial_inner(p.x, 0).detach(), m = at::zeros_like(y), v = at::zeros_like(y), diagonal;
+  const auto inner_gradient = [&](const at::Tensor& at_y, bool by_x) {
+    const at::AutoGradMode grad_mode(true);
+    const at::Tensor xv = p.x.detach().clone().requires_grad_(true), yv = at_y.detach().clone().requires_grad_(true);
+    return torch::autograd::grad({p.problem.inner_loss(xv, yv, Batch{})}, {by_x ? xv : yv})[0];
+  };
+  for (int64_t t = 0; t < kSteps; ++t) {
+    const at::AutoGradMode grad_mode(true);
+    const at::Tensor g = inner_gradient(y, false).requires_grad_(true);
+    const at::Tensor G = rule.decoupled ? g : g + rule.weight_decay * y;
+    at::Tensor u;
+    if (rule.kind == PlainRule::Kind::kSgd) {
+      m = t == 0 ? G : rule.momentum * m + G;
+      u = rule.lr * (rule.momentum == 0 ? G : rule.nesterov ? G + rule.momentum * m : m);
+    } else {
+      const double n = static_cast<double>(t + 1);
+      m = rule.beta1 * m + (1 - rule.beta1) * G;
+      v = rule.beta2 * v + (1 - rule.beta2) * G * G;
+      u = rule.lr * (m / (1 - std::pow(rule.beta1, n))) / ((v / (1 - std::pow(rule.beta2, n))).sqrt() + rule.eps);
+    }
+    diagonal = torch::autograd::grad({u.sum()}, {g}, {}, /*retain_graph=*/true)[0];
+    y = ((rule.decoupled ? (1 - rule.lr * rule.weight_decay) * y : y) - u).detach();
+    m = m.detach(), v = v.detach();
+  }
+  const at::Tensor q = diagonal * p.b;
+  const double epsilon = 1.0 / q.norm().item<double>();
+  return p.direct - (inner_gradient(p.y + epsilon * q, true) - inner_gradient(p.y - epsilon * q, true)) / (2 * epsilon);
+}
+
+// Three directions that the engine draws, and differences of the loss after all steps along them.
+at::Tensor zeroth_order_formula(const Place& p) {
+  at::Tensor sum = at::zeros_like(p.x);
+  for (int64_t i = 0; i < 3; ++i) {
+    const at::Tensor u = Stream(0, "zeroth-order").at(i).normal({p.x.size(0)});
+    const auto F_T = [&](double s) {
+      return p.problem.outer_loss(p.x + s * u, unrolled_end(p.problem, p.x + s * u, p.rule, kSteps), {});
+    };
+    sum = sum + (F_T(0.05) - F_T(-0.05)) / 0.1 * u / 3;
+  }
+  return sum;
+}
+
 // The rule of tolerance: the error of the implicit part, relative to that part, by oracle and dtype. What rounding the sum with a
 // larger direct term costs is allowed on top of it.
 struct Tolerance {
@@ -139,6 +185,8 @@ const std::vector<EstimatorCase>& estimator_rows() {
       {.name = "unrolled", .keys = "", .quantity = "F_T", .reference = last(kSteps)},
       {.name = "unrolled", .keys = "memory = \"states\"", .quantity = "F_T", .reference = last(kSteps)},
       {.name = "unrolled", .keys = "memory = \"checkpoints\"", .quantity = "F_T", .reference = last(kSteps)},
+      {.name = "unrolled", .keys = "memory = \"checkpoints\"\nbudget = \"1 GB\"", .quantity = "F_T", .reference = last(kSteps)},
+      {.name = "forward", .keys = "", .quantity = "F_T", .reference = last(kSteps)},
       {.name = "unrolled", .keys = "steps = 3", .quantity = "last three", .reference = last(3)},
       {.name = "implicit",
        .keys = "solver = \"dense\"",
@@ -169,6 +217,12 @@ const std::vector<EstimatorCase>& estimator_rows() {
        .reference = [](const Place& p) { return minus_cross(p, p.y, p.rule.lr * p.b); }},
       // First derivatives only, so that the oracle of differences gives the same; near 1e-16/0.01 of rounding.
       {.name = "darts", .keys = "", .quantity = "darts", .reference = darts_formula, .tolerance = {.difference = 1e-11}},
+      {.name = "sama", .keys = "", .quantity = "sama", .reference = sama_formula, .tolerance = {.difference = 1e-11}},
+      {.name = "zeroth-order",
+       .keys = "samples = 3\nsigma = 0.05",
+       .quantity = "zeroth-order",
+       .reference = zeroth_order_formula,
+       .tolerance = {.difference = 1e-11}},
   };
   return rows;
 }
@@ -212,8 +266,11 @@ Hypergradient estimate_in(const Cell& cell, const Estimator& estimator, const Pr
   const AutodiffOracle autodiff(problem);
   const FiniteDifferenceOracle difference(autodiff);
   const Oracle& oracle = cell.difference ? static_cast<const Oracle&>(difference) : autodiff;
-  InnerSolution solution = solver.solve(oracle, x, 0, {.y = problem.initial_inner(x, 0).detach()}, estimator.trajectory());
-  return estimator.estimate({oracle, solver, x, solution, Batch{}, Batch{}, {}});
+  const InnerStart start{.y = problem.initial_inner(x, 0).detach()};
+  InnerSolution solution = solver.solve(oracle, x, 0, start, estimator.trajectory());
+  EstimatorInput input{oracle, solver, x, solution, Batch{}, Batch{}, {}};
+  input.start = start;
+  return estimator.estimate(input);
 }
 
 Place place_of(const Problem& problem, const at::Tensor& x, const PlainRule& rule) {

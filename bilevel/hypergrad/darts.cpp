@@ -33,10 +33,11 @@ Hypergradient Darts::estimate(const EstimatorInput& in) const {
   if (norm > 0) {  // at b = 0 the implicit part is zero
     const double epsilon = radius_ / norm;
     const at::Tensor y = in.solution.previous;
-    const at::Tensor plus = in.oracle.inner_grad_x(in.x, y + epsilon * outer.y, in.inner_batch);
-    const at::Tensor minus = in.oracle.inner_grad_x(in.x, y - epsilon * outer.y, in.inner_batch);
+    const at::Tensor plus = in.oracle.inner_grad_x(in.x, y + epsilon * outer.y, in.batch_of_cross_product());
+    const at::Tensor minus = in.oracle.inner_grad_x(in.x, y - epsilon * outer.y, in.batch_of_cross_product());
     h.value = outer.x - (eta / (2 * epsilon)) * (plus - minus);
   }
+  h.certificate.bound_reason = "No bound: one gradient step stands for the inverse Hessian, and a difference for the cross product.";
   h.message = "The derivative of one gradient step by central differences; how far it is from that of F is not known.";
   check_finite(h, in.solution);
   return h;

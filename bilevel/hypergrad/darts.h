@@ -14,6 +14,7 @@ class Darts final : public Estimator {
   /// `radius` = 0.01 is the paper's; in double 1e-3 is more exact, in float it drowns in rounding.
   explicit Darts(double radius = 0.01);
   std::string_view name() const override { return "darts"; }
+  BatchRoles batch_roles() const override { return {.hvps = false, .cross_product = true}; }
   std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const override;
   Hypergradient estimate(const EstimatorInput& in) const override;
 

@@ -13,6 +13,7 @@ namespace bilevel {
 class Identity final : public Estimator {
  public:
   std::string_view name() const override { return "identity"; }
+  BatchRoles batch_roles() const override { return {.hvps = false, .cross_product = true}; }
   std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const override;
   Hypergradient estimate(const EstimatorInput& in) const override;
 };

@@ -50,6 +50,7 @@ struct Extras {
   at::Tensor y = {};  // a warm start
   at::Tensor q0 = {};
   double damping = 0.0;
+  bool bound = false;
 };
 /// Solves the inner problem at x and asks `estimator`.
 Hypergradient estimate(const Estimator& estimator, const Problem& problem, const InnerSolver& solver, const at::Tensor& x,

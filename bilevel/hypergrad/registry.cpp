@@ -3,23 +3,28 @@
 #include <fmt/format.h>
 
 #include <functional>
+#include <set>
 
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/darts.h"
+#include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/one_step.h"
+#include "bilevel/hypergrad/sama.h"
 #include "bilevel/hypergrad/t1_t2.h"
 #include "bilevel/hypergrad/unrolled.h"
+#include "bilevel/hypergrad/zeroth_order.h"
 #include "bilevel/linear/registry.h"
 
 namespace bilevel {
 namespace {
 
-std::unique_ptr<Estimator> make_unrolled(Section& section) {
-  UnrolledOptions options;
+template <class T, class Options>
+std::unique_ptr<Estimator> make(Section& section) {
+  Options options;
   read(section, options);
-  return std::make_unique<Unrolled>(options);
+  return std::make_unique<T>(options);
 }
 
 std::unique_ptr<Estimator> make_implicit(Section& section) {
@@ -27,7 +32,9 @@ std::unique_ptr<Estimator> make_implicit(Section& section) {
   read(section, options);
   std::string solver = "cg";
   section.read("solver", solver);
-  return std::make_unique<Implicit>(make_linear_solver(solver, section), options);
+  auto linear = make_linear_solver(solver, section);
+  auto minres = options.on_indefinite == OnIndefinite::kMinres ? make_linear_solver("minres", section) : nullptr;
+  return std::make_unique<Implicit>(std::move(linear), options, std::move(minres));
 }
 
 struct Maker {
@@ -37,7 +44,10 @@ struct Maker {
 
 const std::vector<Maker>& makers() {
   static const std::vector<Maker> all = {
-      {{"unrolled", "reverse mode through the steps of the inner solve, or its last K; exact for F_T"}, make_unrolled},
+      {{"unrolled", "reverse mode through the steps of the inner solve, or its last K; exact for F_T"},
+       make<Unrolled, UnrolledOptions>},
+      {{"forward", "forward mode through the inner solve, all columns of x at once; exact for F_T, memory independent of T"},
+       make<Forward, ForwardOptions>},
       {{"implicit", "implicit function theorem with a linear solver (cg, neumann, dense, …); exact for F at the inner optimum"},
        make_implicit},
       {{"one-step", "derivative of the last inner step only"}, [](Section&) { return std::make_unique<OneStep>(); }},
@@ -46,6 +56,9 @@ const std::vector<Maker>& makers() {
       {{"identity", "step size × identity for the inverse Hessian, everything at the solution"},
        [](Section&) { return std::make_unique<Identity>(); }},
       {{"darts", "t1-t2 by central differences: no second derivatives"}, [](Section&) { return std::make_unique<Darts>(); }},
+      {{"sama", "identity for the Hessian with the last step's rule (Adam's diagonal) kept; no second derivatives"},
+       make<Sama, SamaOptions>},
+      {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;
 }
@@ -68,6 +81,18 @@ std::unique_ptr<Estimator> make_estimator(const std::string& name, Section& sect
     names.push_back(maker.row.name);
   }
   section.fail("estimator", fmt::format("there is no estimator \"{}\".{}", name, suggestion(name, names)));
+}
+
+std::vector<std::string> estimator_keys() {
+  std::set<std::string> keys;
+  const auto take = [&keys](const std::string& name, const std::string& solver) {
+    Section section = Config::parse(solver.empty() ? "" : fmt::format("solver = \"{}\"", solver), "keys").root();
+    make_estimator(name, section);
+    for (const std::string& key : section.keys()) keys.insert(key);
+  };
+  for (const Maker& maker : makers()) take(maker.row.name, "");
+  for (const SolverRow& row : linear_solvers()) take("implicit", row.name);
+  return {keys.begin(), keys.end()};
 }
 
 }  // namespace bilevel

@@ -18,4 +18,7 @@ const std::vector<EstimatorRow>& estimators();
 /// Throws Error for a name that is not in `estimators()`.
 std::unique_ptr<Estimator> make_estimator(const std::string& name, Section& section);
 
+/// Every key that some estimator or its linear solver reads.
+std::vector<std::string> estimator_keys();
+
 }  // namespace bilevel

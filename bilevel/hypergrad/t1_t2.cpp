@@ -18,7 +18,8 @@ Hypergradient T1T2::estimate(const EstimatorInput& in) const {
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   Hypergradient h = direct_term(in, outer, "F_T, last step as plain gradient descent");
   h.q = inner_step_size(in) * outer.y;
-  h.value = outer.x - in.oracle.linearize_inner(in.x, in.solution.previous, in.inner_batch)->vjp(h.q).x;
+  h.value = outer.x - in.oracle.linearize_inner(in.x, in.solution.previous, in.batch_of_cross_product())->vjp(h.q).x;
+  h.certificate.bound_reason = "No bound: one gradient step stands for the inverse Hessian.";
   h.message = "The derivative of one gradient step; how far it is from that of F is not known.";
   check_finite(h, in.solution);
   return h;

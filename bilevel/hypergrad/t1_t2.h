@@ -13,6 +13,7 @@ namespace bilevel {
 class T1T2 final : public Estimator {
  public:
   std::string_view name() const override { return "t1-t2"; }
+  BatchRoles batch_roles() const override { return {.hvps = false, .cross_product = true}; }
   std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const override;
   Hypergradient estimate(const EstimatorInput& in) const override;
 };

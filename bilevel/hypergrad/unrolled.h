@@ -5,11 +5,12 @@
 namespace bilevel {
 
 struct UnrolledOptions {
-  int64_t steps = 0;  // differentiate the last so many steps; 0: all. The rest is a bias of about (1 − ημ)^steps
+  int64_t steps = 0;                // differentiate the last so many steps; 0: all. The rest is a bias of about (1 − ημ)^steps
   Memory memory = Memory::kGraphs;  // fastest; the others trade time for memory and give the same numbers
+  int64_t budget = 0;               // bytes for checkpoints, of the solve and the way back together; 0: √T of them
   std::vector<std::string> violations() const;
 };
-/// Keys: steps, memory = "graphs" | "states" | "checkpoints".
+/// Keys: steps, memory = "graphs" | "states" | "checkpoints", budget (bytes, or text such as "200MB").
 void read(Section& section, UnrolledOptions& options);
 
 /// The derivative of F_T(x) = f(x, y_T(x)) by reverse mode through the steps of the inner solve (Domke 2012; Maclaurin, Duvenaud

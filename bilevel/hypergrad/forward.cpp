@@ -1,0 +1,148 @@
+// With dy [dx, dy] the derivative of y_t by x, row i that by x_i, and ds likewise, dy₀ = ∂y₀/∂x, ds₀ = 0, for t = 0, …, T−1
+//
+//   dg = H dy + ∂x∂y g                         the loss at y_t, batch t
+//   dh = ∂h_t/∂x                               hyperparameters of the rule
+//   (dy, ds) ← ∂Φ/∂(y, s, g, h) (dy, ds, dg, dh)
+//
+// and at the end ∇F_T = ∂x f + dy ∂y f.
+#include "bilevel/hypergrad/forward.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "bilevel/core/bytes.h"
+#include "bilevel/core/error.h"
+#include "bilevel/hypergrad/assembly.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/oracle/autograd.h"
+
+namespace bilevel {
+namespace {
+
+// ∂y₀/∂x [dx, dy].
+at::Tensor initial_inner_jacobian(const Problem& problem, const at::Tensor& x, int64_t slice) {
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x_leaf = leaf(x);
+  const at::Tensor y0 = problem.initial_inner(x_leaf, slice);
+  const at::Tensor jacobian = at::zeros({x.size(0), y0.size(0)}, x.options());
+  if (!y0.requires_grad()) return jacobian;
+  // w ↦ (∂y₀/∂x)ᵀ w is linear: its derivative along a unit vector of x is a row.
+  const at::Tensor w = at::zeros_like(y0).requires_grad_();
+  const at::Tensor pulled = gradients(y0, {x_leaf}, w, /*retain_graph=*/true, /*create_graph=*/true)[0];
+  if (!pulled.requires_grad()) return jacobian;
+  const at::NoGradGuard no_grad;
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    at::Tensor unit = at::zeros_like(x);
+    unit[i] = 1;
+    jacobian[i].copy_(gradients(pulled, {w}, unit, /*retain_graph=*/true)[0]);
+  }
+  return jacobian;
+}
+
+}  // namespace
+
+std::vector<std::string> ForwardOptions::violations() const {
+  std::vector<std::string> found;
+  if (max_columns < 1) found.push_back(fmt::format("max_columns should be at least 1, got {}.", max_columns));
+  if (budget < 1) found.push_back(fmt::format("budget should be a number of bytes, got {}.", budget));
+  return found;
+}
+
+void read(Section& section, ForwardOptions& options) {
+  section.read("max_columns", options.max_columns);
+  read_bytes(section, "budget", options.budget);
+  section.check(options.violations());
+}
+
+Forward::Forward(ForwardOptions options) : options_(options) {
+  for (const auto& violation : options_.violations()) throw Error("Forward: " + violation);
+}
+
+TrajectoryPolicy Forward::trajectory() const {
+  return {.keep = true, .memory = Memory::kCheckpoints, .last = -1, .slots = 1, .budget = 0};
+}
+
+std::vector<std::string> Forward::objections(const Problem& problem, const InnerSolver& solver) const {
+  const auto* rule_solver = dynamic_cast<const RuleSolver*>(&solver);
+  if (rule_solver == nullptr) {
+    return {
+        fmt::format("Forward mode goes through the steps of an update rule, and the inner solver \"{}\" is none. Use a rule such "
+                    "as \"sgd\", or estimator = \"implicit\".",
+                    solver.name())};
+  }
+  const int64_t dx = problem.outer_layout().size(), dy = problem.inner_layout().size();
+  std::vector<std::string> objections = object_to_constraints(problem, name());
+  if (dx > options_.max_columns) {
+    objections.push_back(
+        fmt::format("Forward mode carries one column for each element of x, and x has {} of them, more than max_columns = {}: "
+                    "each inner step "
+                    "would cost {} products. Use estimator = \"unrolled\", or raise max_columns.",
+                    dx, options_.max_columns, 2 * dx));
+  }
+  const int64_t item = problem.initial_outer().element_size();
+  const double bytes = static_cast<double>(4 + rule_solver->rule().slots()) * static_cast<double>(dx) * static_cast<double>(dy) *
+                       static_cast<double>(item);
+  if (bytes > static_cast<double>(options_.budget)) {
+    objections.push_back(fmt::format(
+        "Forward mode holds the derivative of y by x, {} × {} numbers, and with its state and workspace that takes {}, more than "
+        "budget = {}. Use estimator = \"unrolled\" with memory = \"checkpoints\", or raise the budget.",
+        dx, dy, bytes_text(bytes), bytes_text(static_cast<double>(options_.budget))));
+  }
+  return objections;
+}
+
+Hypergradient Forward::estimate(const EstimatorInput& in) const {
+  const at::NoGradGuard no_grad;
+  const auto* solver = dynamic_cast<const RuleSolver*>(&in.solver);
+  require(solver != nullptr && in.solution.trajectory != nullptr,
+          "Forward::estimate: the solution has no start of an update rule's steps; solve with Forward::trajectory().");
+  const Trajectory& trajectory = *in.solution.trajectory;
+  const Problem& problem = in.oracle.problem();
+  const UpdateRule& rule = solver->rule();
+  const int64_t dx = in.x.size(0), T = trajectory.size();
+  const at::Tensor& y_T = in.solution.y;
+
+  const bool start_counts = in.cold_start && problem.initial_inner_depends_on_outer();
+  at::Tensor dy =
+      start_counts ? initial_inner_jacobian(problem, in.x, in.inner_batch.slice) : at::zeros({dx, y_T.size(0)}, y_T.options());
+  Tensors ds;
+  for (int64_t i = 0; i < rule.slots(); ++i) ds.push_back(at::zeros_like(dy));
+  if (T > 0) {
+    const SolveContext& context = trajectory.context();
+    const at::Tensor unit = at::eye(dx, in.x.options());
+    Point point = trajectory.start();
+    for (int64_t t = 0; t < T; ++t) {
+      const auto linearization = in.oracle.linearize_inner(in.x, point.y, solver->batch(context.first_step + t, context.slice));
+      const at::Tensor dg = linearization->jvp_y(dy).add_(linearization->jvp_x(unit));
+      const RuleInput input = solver->input(context, point, t, linearization->residual());
+      Tensors dh;
+      for (const auto& value : input.h) dh.push_back(at::zeros_like(value));
+      for (int64_t i = 0; i < dx; ++i) {
+        Tensors ds_i;
+        for (const auto& slot : ds) ds_i.push_back(slot[i]);
+        if (problem.has_rule_hyperparameters()) dh = solver->hyperparameters_jvp(context, t, unit[i]);
+        const RuleOutput tangent = rule.jvp(input, {dy[i], std::move(ds_i), dg[i], dh});
+        dy[i].copy_(tangent.y);
+        for (size_t j = 0; j < ds.size(); ++j) ds[j][i].copy_(tangent.state[j]);
+      }
+      point = solver->advance(context, point, t, input.gradient);
+    }
+  }
+
+  const Gradients outer = in.oracle.outer(in.x, y_T, in.outer_batch);
+  Hypergradient h = direct_term(in, outer, "F_T");
+  h.value = outer.x + dy.mv(outer.y);
+  h.message = fmt::format("The derivative of the loss after {} inner steps; the inner solve left ‖r‖ = {:.2e}.", T,
+                          in.solution.stationarity);
+  if (in.bound) {
+    h.certificate.error_bound = rounding_of_steps(h.value, T, (outer.x.norm() + dy.norm() * outer.y.norm()).item<double>());
+    h.certificate.bound_reason = "All steps were gone through: rounding is left.";
+  } else {
+    h.certificate.bound_reason = "No bound: none was asked for; all steps were gone through, and rounding is left.";
+  }
+  check_finite(h, in.solution);
+  if (h.grade == Grade::kBad) h.certificate.error_bound.reset();
+  return h;
+}
+
+}  // namespace bilevel

@@ -1,0 +1,125 @@
+#include "bilevel/hypergrad/forward.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
+#include "bilevel/hypergrad/plain_test.h"
+#include "bilevel/hypergrad/unrolled.h"
+#include "bilevel/inner/lbfgs.h"
+#include "bilevel/inner/sgd.h"
+#include "bilevel/problem/test_problems.h"
+
+namespace bilevel {
+namespace {
+
+using namespace testing;
+using ::testing::HasSubstr;
+
+std::vector<PlainRule> rules() {
+  using Kind = PlainRule::Kind;
+  return {{.lr = 0.1},
+          {.lr = 0.05, .momentum = 0.9},
+          {.lr = 0.05, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true},
+          {.kind = Kind::kAdam, .lr = 0.03, .weight_decay = 0.02},
+          {.kind = Kind::kAdam, .lr = 0.03, .weight_decay = 0.1, .decoupled = true}};
+}
+
+TEST(Forward, EqualsOneGraphThroughAllStepsAndUnrollingForEveryRule) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  for (const PlainRule& rule : rules()) {
+    const RuleSolver solver = rule_solver(rule, 12);
+    const Hypergradient h = estimate(Forward(), problem, solver, x);
+    EXPECT_LT(relative_error(h.value, unrolled_gradient(problem, x, rule, 12)), 1e-10);
+    EXPECT_LT(relative_error(h.value, estimate(Unrolled(), problem, solver, x).value), 1e-10);
+    EXPECT_GT(relative_error(h.direct, h.value), 0.01);
+    EXPECT_GT(relative_error(unrolled_gradient(problem, x, rule, 12, 2), h.value), 1e-4);  // without the first two steps
+    EXPECT_EQ(h.grade, Grade::kOk) << h.message;
+    EXPECT_EQ(h.certificate.differentiates, "F_T");
+  }
+}
+
+TEST(Forward, GoesThroughTheSameMinibatches) {
+  const LogisticWeightsProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver =
+      rule_solver({.lr = 0.5, .momentum = 0.5}, 15, BatchPlan::shuffled(problem.inner_samples(), 7, Stream(3, "inner batches")));
+  const at::Tensor unrolled = estimate(Unrolled(), problem, solver, x).value;
+  EXPECT_LT(relative_error(estimate(Forward(), problem, solver, x).value, unrolled), 1e-12);
+  EXPECT_GT(relative_error(unrolled_gradient(problem, x, {.lr = 0.5, .momentum = 0.5}, 15), unrolled), 0.01);
+}
+
+TEST(Forward, DifferentiatesHyperparametersOfTheRule) {
+  const MlpProblem base;
+  const LearnedRuleProblem problem(base, 0.08, 0.7);
+  const at::Tensor x = problem.initial_outer();
+  const PlainRule rule{.momentum = 0.7, .learned_lr = true, .learned_momentum = true};
+  const at::Tensor value = estimate(Forward(), problem, rule_solver(rule, 10), x).value;
+  const at::Tensor expected = unrolled_gradient(problem, x, rule, 10);
+  EXPECT_LT(relative_error(value, expected), 1e-10);
+  EXPECT_LT(relative_error(value.narrow(0, x.size(0) - 2, 2), expected.narrow(0, x.size(0) - 2, 2)), 1e-10);
+}
+
+TEST(Forward, DifferentiatesAStartThatDependsOnXUnlessItWasCarriedOver) {
+  const SinusoidMamlProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver = rule_solver({.lr = 0.1}, 3);
+  const Hypergradient h = estimate(Forward(), problem, solver, x, {.slice = 2});
+  EXPECT_LT(relative_error(h.value, unrolled_gradient(problem, x, {.lr = 0.1}, 3, 0, 2)), 1e-10);
+  EXPECT_EQ(estimate(Forward(), problem, solver, x, {.slice = 2, .y = x}).value.abs().max().item<double>(), 0.0);
+  EXPECT_LT(relative_error(estimate(Forward(), problem, rule_solver({.lr = 0.1}, 0), x).value, outer_grad_y(problem, x, x)),
+            1e-12);
+}
+
+TEST(Forward, WorksWhereAToleranceEndsTheSolve) {
+  const RidgeProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  SgdRuleOptions sgd;
+  sgd.momentum = 0.5;
+  const RuleSolver solver(std::make_unique<SgdRule>(sgd), {.lr = 0.1, .steps = 10000, .tolerance = 1e-3});
+  EXPECT_LT(relative_error(estimate(Forward(), problem, solver, x).value, estimate(Unrolled(), problem, solver, x).value), 1e-10);
+}
+
+double peak(const Estimator& estimator, int64_t steps) {
+  const RidgeProblem problem(RidgeOptions{.features = 60, .inner_samples = 50});
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver = rule_solver({.lr = 0.01, .momentum = 0.5}, steps);
+  const MemoryMeter meter;
+  EXPECT_NE(estimate(estimator, problem, solver, x).grade, Grade::kBad);
+  return static_cast<double>(meter.peak_bytes());
+}
+
+TEST(Forward, TakesMemoryThatDoesNotDependOnT) {
+  EXPECT_NEAR(peak(Forward(), 300) / peak(Forward(), 20), 1.0, 0.01);
+  EXPECT_GT(peak(Unrolled(), 300), 5 * peak(Unrolled(), 20));
+  // dx × dy numbers for y and for the momentum, and four such blocks of workspace at most.
+  EXPECT_LT(peak(Forward(), 20), 6.5 * 8 * 60 * 60);
+}
+
+TEST(Forward, RefusesManyColumnsAndLargeBlocksWithTheirNumbers) {
+  const RidgeProblem problem(RidgeOptions{.features = 300});
+  const RuleSolver solver = rule_solver({.lr = 0.1}, 3);
+  auto objections = Forward().objections(problem, solver);
+  ASSERT_EQ(objections.size(), 1u);
+  EXPECT_THAT(objections[0], HasSubstr("x has 300 of them, more than max_columns = 256"));
+  EXPECT_THAT(objections[0], HasSubstr("unrolled"));
+  EXPECT_TRUE(Forward({.max_columns = 300}).objections(problem, solver).empty());
+  objections = Forward({.max_columns = 300, .budget = 100'000}).objections(problem, solver);
+  ASSERT_EQ(objections.size(), 1u);
+  EXPECT_THAT(objections[0], HasSubstr("300 × 300"));
+  EXPECT_EQ(Forward().objections(problem, Lbfgs({})).size(), 1u);
+  EXPECT_THROW(Forward({.max_columns = 0}), Error);
+}
+
+TEST(Forward, GradesADivergedOrNonFiniteSolveBad) {
+  const QuadraticProblem problem;
+  EXPECT_EQ(estimate(Forward(), problem, rule_solver({.lr = 30.0}, 40), problem.initial_outer()).grade, Grade::kBad);
+  const at::Tensor nan = at::full_like(problem.initial_outer(), std::numeric_limits<double>::quiet_NaN());
+  EXPECT_EQ(estimate(Forward(), problem, rule_solver({.lr = 0.1}, 3), nan).grade, Grade::kBad);
+}
+
+}  // namespace
+}  // namespace bilevel

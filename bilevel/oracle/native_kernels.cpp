@@ -13,13 +13,11 @@
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bilevel/oracle/native_kernels.cpp"
-// foreach_target.h must come before highway.h, and before what includes that.
-// clang-format off
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
+#include <hwy/foreach_target.h>  // before the other headers of hwy
+
 #include <hwy/cache_control.h>
 #include <hwy/contrib/math/math-inl.h>
-// clang-format on
+#include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace bilevel::native {

@@ -1,6 +1,7 @@
 #pragma once
 #include "bilevel/core/config.h"
 #include "bilevel/linear/linear_solver.h"
+#include "bilevel/linear/preconditioner.h"
 
 namespace bilevel {
 
@@ -9,6 +10,7 @@ struct CgOptions {
   double tolerance = 1e-10;          // on ‖b − A q‖ / ‖b‖; never finer than the rounding of the dtype
   double damping = 0.0;              // solves (A + damping·I) q = b; use it where A may be indefinite
   int64_t true_residual_every = 10;  // the recursive residual drifts in float32; not read from TOML
+  PreconditionerOptions preconditioner = {};
   std::vector<std::string> violations() const;
 };
 void read(Section& section, CgOptions& options);
@@ -18,6 +20,9 @@ void read(Section& section, CgOptions& options);
 /// Each iteration lowers both the energy norm and the 2-norm of the error q − q*, but not always the residual, which may rise for
 /// a while on an ill-conditioned A. So the best iterate is the last one before a failure, unless rounding has spoilt it. Negative
 /// curvature ends the solve with Status::kIndefinite. A q0 that is worse than zero, by the energy ½ qᵀA q − bᵀq, is dropped.
+///
+/// The rows of a block are solved together, each with scalars of its own. An iteration allocates nothing but what the product and
+/// the preconditioner return, and a few numbers.
 class Cg final : public LinearSolver {
  public:
   explicit Cg(CgOptions options);

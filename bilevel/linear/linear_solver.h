@@ -38,7 +38,7 @@ struct LinearResult {
   /// nystrom). Never below the smallest eigenvalue, and often above it: an OVER-estimate, which proves indefiniteness where it is
   /// negative, but no bound of the error.
   std::optional<double> smallest_curvature;
-  /// pᵀA p / pᵀp < 0 of the direction p that ended the solve with kIndefinite.
+  /// pᵀA p / pᵀp ≤ 0 of the direction p that ended the solve with kIndefinite.
   std::optional<double> negative_curvature;
 };
 

@@ -13,28 +13,21 @@
 namespace bilevel {
 namespace {
 
-double length(const at::Tensor& v) { return at::linalg_vector_norm(v).item<double>(); }
+std::vector<double> lengths(const at::Tensor& rows) { return numbers(at::linalg_vector_norm(rows, 2, {1})); }
 
-at::Tensor scale_for(const NeumannOptions& options, const Operator& A, const at::Tensor& b) {
-  if (options.scale > 0) return at::full({}, options.scale, b.options());
-  const at::Tensor& s = A.step_size;
-  require(s.defined(), "Neumann::solve: no scale is known; give `scale` > 0, below 2 / (largest eigenvalue of A).");
-  require(s.dim() == 0 || s.sizes() == b.sizes(),
-          fmt::format("Neumann::solve: A.step_size has shape [{}], expected a scalar or [{}].", fmt::join(s.sizes(), ", "),
-                      b.size(0)));
-  require((s > 0).all().item<bool>(),
-          "Neumann::solve: A.step_size is not positive; it must be, and below 2 / (largest eigenvalue of A).");
-  return s.detach().to(b.options());
-}
+/// One right-hand side.
+struct Row {
+  size_t index = 0;     // among the rows of the system
+  double residual = 1;  // of its row of q
+  double lowest = 1;    // of its row of best
+  LinearResult result;
+};
 
 }  // namespace
 
 std::vector<std::string> NeumannOptions::violations() const {
   std::vector<std::string> found;
-  if (iterations < 0) found.push_back(fmt::format("iterations = {} must be at least 0", iterations));
-  if (!(tolerance >= 0)) found.push_back(fmt::format("tolerance = {} must be at least 0", tolerance));
-  if (!(damping >= 0 && std::isfinite(damping)))
-    found.push_back(fmt::format("damping = {} must be finite and at least 0", damping));
+  check_common(iterations, 0, tolerance, damping, found);
   if (!(scale >= 0 && std::isfinite(scale))) {
     found.push_back(fmt::format("scale = {} must be positive, or 0 for the inner step size", scale));
   }
@@ -56,67 +49,116 @@ Neumann::Neumann(NeumannOptions options) : options_(options) {
 
 LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Tensor& q0) const {
   const System system(A, options_.damping, b, q0, "Neumann::solve");
-  if (auto trivial = system.trivial()) return *trivial;
-  const at::Tensor s = scale_for(options_, A, b);
+  const at::Tensor s = step_scale(options_.scale, A, b, "Neumann::solve");
+  if (system.rows() == 0) return system.result({});
   // For a symmetric A and a scalar s, ‖r_k‖² = Σ c_i² (1 − s λ_i)^{2k} is log-convex in k: once it rises it rises for ever, and
   // what is allowed is for rounding only. Otherwise ‖r_k‖ may rise for a while and still settle.
   const double growth = A.symmetric && s.dim() == 0 ? 1.001 : 100.0;
 
-  LinearResult result;
-  at::Tensor q = at::zeros_like(system.b()), r = system.b();
-  double residual = 1;
+  std::vector<LinearResult> results(static_cast<size_t>(system.rows()));
+  std::vector<Row> rows(results.size());
+  at::Tensor right = system.b(), q = at::zeros_like(right), r = right.clone();
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].index = i;
   if (system.q0().defined()) {
-    at::Tensor r0 = system.residual(system.q0());
-    const double residual0 = length(r0);
-    if (residual0 < 1) {  // false for NaN
-      q = system.q0();
-      r = std::move(r0);
-      residual = residual0;
+    const at::Tensor r0 = right - system.apply(system.q0());
+    const auto residuals = lengths(r0);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (!(residuals[i] < 1)) continue;  // NaN among them
+      const auto row = static_cast<int64_t>(i);
+      q[row].copy_(system.q0()[row]);
+      r[row].copy_(r0[row]);
+      rows[i].residual = rows[i].lowest = residuals[i];
     }
   }
-  at::Tensor best = q;
-  double lowest = residual;
+  at::Tensor best = q.clone();
 
-  while (residual > options_.tolerance) {
+  const auto leave = [&](const std::vector<bool>& done) {
+    std::vector<int64_t> left;
+    std::vector<Row> going;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (!done[i]) {
+        left.push_back(static_cast<int64_t>(i));
+        going.push_back(std::move(rows[i]));
+        continue;
+      }
+      LinearResult& result = rows[i].result;
+      result.solution = (failed(result.status) ? best : q)[static_cast<int64_t>(i)].clone();
+      result.relative_residual = failed(result.status) ? rows[i].lowest : rows[i].residual;
+      results[rows[i].index] = std::move(result);
+    }
+    if (going.size() < rows.size()) keep_rows(left, {&right, &q, &r, &best});
+    rows = std::move(going);
+  };
+  // Of a residual that is computed from the solution, beside which the recursion's falls for ever: ε ‖A‖ ‖q‖, with ‖A‖ about 1/s.
+  const auto rounding = [&](int64_t i) {
+    return 100 * system.epsilon() * at::linalg_vector_norm(q[i] / s).item<double>();
+  };
+  std::vector<bool> done;
+  for (const Row& row : rows) done.push_back(row.residual <= options_.tolerance);
+  leave(done);
+  for (int64_t k = 0; !rows.empty(); ++k) {
     const at::Tensor term = s * r;
-    q = q + term;
-    const bool last = result.iterations == options_.iterations;
+    q.add_(term);
+    const bool last = k == options_.iterations;
     // The last residual judges the solution and moves nothing: it is computed from the solution itself, and not counted.
-    r = last ? system.residual(q) : r - system.apply(term);
-    residual = length(r);
-    if (!std::isfinite(residual)) {
-      result.status = Status::kNonFinite;
-      result.message = fmt::format("The residual of term {} is not finite.", result.iterations + 1);
-      break;
+    r = last ? right - system.apply(q) : r - system.apply(term);
+    const auto residuals = lengths(r);
+    done.assign(rows.size(), last);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      Row& row = rows[i];
+      row.residual = residuals[i];
+      row.result.iterations = k;
+      if (!std::isfinite(row.residual)) {
+        row.result.status = Status::kNonFinite;
+        row.result.message = fmt::format("The residual of term {} is not finite.", k + 1);
+        done[i] = true;
+        continue;
+      }
+      row.result.history.push_back(row.residual);
+      if (row.residual > growth * row.lowest && row.residual > rounding(static_cast<int64_t>(i))) {
+        row.result.status = Status::kDiverged;
+        row.result.message = fmt::format(
+            "The series diverges at term {}: the scale must be below 2 / (largest eigenvalue of A) and A positive definite.",
+            k + 1);
+        done[i] = true;
+        continue;
+      }
+      if (row.residual < row.lowest) {
+        best[static_cast<int64_t>(i)].copy_(q[static_cast<int64_t>(i)]);
+        row.lowest = row.residual;
+      }
+      if (!last) row.result.iterations = k + 1;
+      if (row.residual <= options_.tolerance) {
+        row.result.status = Status::kConverged;
+        done[i] = true;
+      }
     }
-    result.history.push_back(residual);
-    if (residual > growth * lowest) {
-      result.status = Status::kDiverged;
-      result.message = fmt::format(
-          "The series diverges at term {}: the scale must be below 2 / (largest eigenvalue of A) and A positive definite.",
-          result.iterations + 1);
-      break;
-    }
-    if (residual < lowest) {
-      best = q;
-      lowest = residual;
-    }
-    if (last) break;
-    ++result.iterations;
+    leave(done);
   }
 
-  if (!failed(result.status)) {
-    best = q;
-    if (result.iterations < options_.iterations) residual = length(system.residual(q));
-    if (residual <= options_.tolerance) result.status = Status::kConverged;
-    result.message = fmt::format("Summed to {} products, to a relative residual of {:.3g}.", result.iterations, residual);
-  } else {
-    residual = length(system.residual(best));
-    if (!std::isfinite(residual)) residual = lowest;  // an operator that has become NaN on the way
+  // Those that ended before the last term have the recursion's residual only.
+  std::vector<at::Tensor> solutions;
+  std::vector<int64_t> early;
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (!failed(results[i].status) && static_cast<int64_t>(results[i].history.size()) == options_.iterations + 1) continue;
+    solutions.push_back(results[i].solution);
+    early.push_back(static_cast<int64_t>(i));
   }
-  result.solution = system.unscaled(best);
-  result.relative_residual = residual;
-  return result;
+  if (!early.empty()) {
+    right = system.b();
+    keep_rows(early, {&right});
+    const auto residuals = lengths(right - system.apply(at::stack(solutions)));
+    for (size_t j = 0; j < early.size(); ++j) {  // an operator that has become NaN on the way leaves the recursion's
+      if (std::isfinite(residuals[j])) results[static_cast<size_t>(early[j])].relative_residual = residuals[j];
+    }
+  }
+  for (LinearResult& result : results) {
+    if (failed(result.status)) continue;
+    result.status = result.relative_residual <= options_.tolerance ? Status::kConverged : Status::kIterationLimit;
+    result.message =
+        fmt::format("Summed to {} products, to a relative residual of {:.3g}.", result.iterations, result.relative_residual);
+  }
+  return system.result(std::move(results));
 }
 
 }  // namespace bilevel

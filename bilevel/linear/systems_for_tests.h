@@ -62,4 +62,24 @@ inline double distance(const at::Tensor& a, const at::Tensor& b) {
   return length(a.to(at::kDouble) - b.to(at::kDouble)) / length(b.to(at::kDouble));
 }
 
+/// An orthonormal basis [d, K] of span{v, M v, …, M^{K−1} v}.
+inline at::Tensor krylov_basis(const at::Tensor& M, const at::Tensor& v, int64_t K) {
+  std::vector<at::Tensor> basis;
+  at::Tensor next = v / length(v);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      for (const auto& u : basis) next = next - u * u.dot(next);
+    }
+    basis.push_back(next / length(next));
+    next = M.mv(basis.back());
+  }
+  return at::stack(basis, 1);
+}
+
+/// The point of the smallest residual in q0 + span{r0, M r0, …, M^{K−1} r0}: what minres and gmres are after K products.
+inline at::Tensor smallest_residual(const at::Tensor& M, const at::Tensor& b, int64_t K, const at::Tensor& q0) {
+  const at::Tensor r0 = b - M.mv(q0), V = krylov_basis(M, r0, K);
+  return q0 + V.mv(std::get<0>(at::linalg_lstsq(M.mm(V), r0.unsqueeze(1))).squeeze(1));
+}
+
 }  // namespace bilevel::test

@@ -31,6 +31,7 @@ double seconds_since(Clock::time_point then) { return std::chrono::duration<doub
 /// Thrown out of an oracle call whose time or memory is up.
 struct CutOff {
   std::string reason;
+  bool memory = false;
 };
 
 /// Looks at clock and meter at each oracle call.
@@ -40,7 +41,7 @@ class Guard {
   void operator()() const {
     if (seconds_since(began_) > seconds_) throw CutOff{fmt::format("It was cut off after {:.1f} s.", seconds_)};
     if (bytes_ > 0 && meter_->current_bytes() > bytes_) {
-      throw CutOff{fmt::format("It was cut off when it held {:.2g} GB.", 1e-9 * static_cast<double>(bytes_))};
+      throw CutOff{fmt::format("It was cut off when it held {:.2g} GB.", 1e-9 * static_cast<double>(bytes_)), true};
     }
   }
   int64_t peak_bytes() const { return meter_->peak_bytes(); }
@@ -273,6 +274,7 @@ Trial Clinic::attempt(const EstimatorSettings& settings) {
   } catch (const CutOff& cut) {
     trial.outcome = Trial::Outcome::kCutOff;
     trial.remark = cut.reason;
+    trial.out_of_memory = cut.memory;
     return trial;
   } catch (const Error& error) {
     trial.outcome = Trial::Outcome::kNotApplicable;
@@ -663,7 +665,7 @@ Diagnosis Clinic::run() {
       trial = attempt(settings);
     }
     trial.configured = own;
-    if (trial.outcome == Trial::Outcome::kCutOff && value_of(settings, "memory").empty()) slow.insert(family);
+    if (trial.outcome == Trial::Outcome::kCutOff && !trial.out_of_memory) slow.insert(family);
     out_.trials.push_back(std::move(trial));
   }
   look_for_traps();

@@ -62,6 +62,7 @@ struct Trial {
   Outcome outcome = Outcome::kLeftOut;
   std::string remark;  // one sentence: the objection, what cut it off, or the estimator's message
   bool configured = false;
+  bool out_of_memory = false;  // where it was cut off: by its memory, and not by its time
   // Where it is done:
   std::string differentiates;
   Grade grade = Grade::kOk;

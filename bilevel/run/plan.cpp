@@ -146,7 +146,7 @@ class Planner {
     try {
       std::optional<PlanSubject> subject = make_(forecast.sets);
       if (plan_.resident_bytes == 0) {
-        const ProcessMemory memory = process_memory();
+        const ProcessMemory memory = options_.memory();
         plan_.resident_bytes = memory.now;
         loaded_peak_ = memory.peak;
         plan_.steps = subject->steps;
@@ -181,7 +181,7 @@ class Planner {
       }
       if (forecast.measured && plan_.forecasts.empty()) {
         // What libraries allocate once they are used, and no meter of tensors sees.
-        overhead_ = std::max<int64_t>(0, process_memory().peak - all_of(forecast.step));
+        overhead_ = std::max<int64_t>(0, options_.memory().peak - all_of(forecast.step));
       }
       forecast.bytes = all_of(forecast.step) + overhead_;
       forecast.fits = options_.limit == 0 || forecast.bytes <= options_.limit;
@@ -240,7 +240,7 @@ class Planner {
         const Forecast& one = plan_.forecasts[i];
         if (one.same_numbers != same || !one.fits) continue;
         // What is there already is kept where nothing is gained that could be told from noise.
-        if (!choice || one.seconds < 0.8 * plan_.forecasts[*choice].seconds) choice = i;
+        if (!choice || one.seconds < 0.7 * plan_.forecasts[*choice].seconds) choice = i;
       }
     }
     const Forecast& own = plan_.forecasts.front();

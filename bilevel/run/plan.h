@@ -11,6 +11,12 @@
 
 namespace bilevel {
 
+/// Bytes that this process holds now, as the system counts them; and the most that it ever held.
+struct ProcessMemory {
+  int64_t now = 0, peak = 0;
+};
+ProcessMemory process_memory();
+
 /// A run that might be done.
 struct PlanSubject {
   std::shared_ptr<const void> owner;  // of what `algorithm` refers to
@@ -25,7 +31,8 @@ using PlanMaker = std::function<PlanSubject(const std::vector<std::string>& sets
 struct PlanOptions {
   int64_t limit = 0;          // bytes of the whole process; 0: none
   double probe_seconds = 20;  // a step that is foreseen to take longer is not taken, but extrapolated from shorter inner solves
-  int64_t free_bytes = 0;     // nor one that is foreseen to hold more; 0: what the machine has free
+  std::function<ProcessMemory()> memory = process_memory;
+  int64_t free_bytes = 0;  // nor one that is foreseen to hold more; 0: what the machine has free
   std::function<void(const std::string& doing, double fraction)> progress = {};
 };
 
@@ -60,11 +67,5 @@ struct Plan {
 /// inner solve, the other ways to do that are foreseen too, from two short inner solves each: seconds and bytes are linear in T,
 /// the bytes of checkpoints in √T.
 Plan make_plan(const PlanMaker& make, const PlanOptions& options = {});
-
-/// Bytes that this process holds now, as the system counts them; and the most that it ever held.
-struct ProcessMemory {
-  int64_t now = 0, peak = 0;
-};
-ProcessMemory process_memory();
 
 }  // namespace bilevel

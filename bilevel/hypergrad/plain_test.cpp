@@ -36,40 +36,70 @@ at::Tensor jacobian(const Problem& problem, const at::Tensor& x, const at::Tenso
 at::Tensor last_point(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t held,
                       int64_t slice) {
   at::Tensor y = problem.initial_inner(x, slice);
-  at::Tensor m = at::zeros_like(y.detach()), v = at::zeros_like(y.detach());
-  const auto detach_all = [&] { y = y.detach(), m = m.detach(), v = v.detach(); };
+  PlainState s = plain_start(rule, y.detach());
+  const auto detach_all = [&] { y = y.detach(), s = {s.m.detach(), s.v.detach(), s.u.detach()}; };
   if (held > 0) detach_all();
   for (int64_t t = 0; t < steps; ++t) {
     Batch batch;
     batch.step = t;
     batch.slice = slice;
     const at::Tensor yg = y.requires_grad() ? y : variable(y);
-    at::Tensor g = grad({problem.inner_loss(x, yg, batch)}, {yg}, {}, true, true)[0];
+    const at::Tensor g = grad({problem.inner_loss(x, yg, batch)}, {yg}, {}, true, true)[0];
     const auto h = problem.rule_hyperparameters(x, t);
-    const at::Tensor lr = rule.learned_lr ? h[0].second : at::scalar_tensor(rule.lr, y.options().requires_grad(false));
-    const at::Tensor mu =
-        rule.learned_momentum ? h[1].second : at::scalar_tensor(rule.momentum, y.options().requires_grad(false));
-    if (!rule.decoupled) g = g + rule.weight_decay * yg;
-    if (rule.kind == PlainRule::Kind::kSgd) {
-      m = t == 0 ? g : mu * m + g;
-      const bool buffered = rule.momentum != 0.0 || rule.learned_momentum;
-      const at::Tensor direction = !buffered ? g : rule.nesterov ? g + mu * m : m;
-      y = yg - lr * direction;
-    } else {
-      const double n = static_cast<double>(t + 1);
-      m = rule.beta1 * m + (1 - rule.beta1) * g;
-      v = rule.beta2 * v + (1 - rule.beta2) * g * g;
-      const at::Tensor m_hat = m / (1 - std::pow(rule.beta1, n));
-      const at::Tensor v_hat = v / (1 - std::pow(rule.beta2, n));
-      const at::Tensor shrunk = rule.decoupled ? yg * (1 - lr * rule.weight_decay) : yg;
-      y = shrunk - lr * m_hat / (v_hat.sqrt() + rule.eps);
-    }
+    const at::TensorOptions like = y.options().requires_grad(false);
+    const at::Tensor lr = rule.learned_lr ? h[0].second : at::scalar_tensor(rule.lr, like);
+    const at::Tensor mu = rule.learned_momentum ? h[1].second : at::scalar_tensor(rule.momentum, like);
+    y = plain_step(rule, t, yg, g, lr, mu, s);
     if (t + 1 <= held) detach_all();
   }
   return y;
 }
 
 }  // namespace
+
+PlainState plain_start(const PlainRule& rule, const at::Tensor& y) {
+  const at::Tensor zero = at::zeros_like(y);
+  return {zero, zero + rule.accumulator, zero};
+}
+
+at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr, const at::Tensor& mu,
+                      PlainState& s) {
+  using Kind = PlainRule::Kind;
+  const double n = static_cast<double>(t + 1);
+  if (rule.clip_norm > 0 && g.norm().item<double>() + 1e-6 > rule.clip_norm) g = g * (rule.clip_norm / (g.norm() + 1e-6));
+  if (!rule.decoupled) g = g + rule.weight_decay * y;
+  switch (rule.kind) {
+    case Kind::kSgd: {
+      s.m = t == 0 ? g : mu * s.m + g;
+      const bool buffered = rule.momentum != 0.0 || rule.learned_momentum;
+      return y - lr * (!buffered ? g : rule.nesterov ? g + mu * s.m : s.m);
+    }
+    case Kind::kAdam: {
+      s.m = rule.beta1 * s.m + (1 - rule.beta1) * g;
+      s.v = rule.beta2 * s.v + (1 - rule.beta2) * g * g;
+      s.u = rule.amsgrad ? at::max(s.u, s.v) : s.v;
+      const at::Tensor m_hat = s.m / (1 - std::pow(rule.beta1, n)), v_hat = s.u / (1 - std::pow(rule.beta2, n));
+      return (rule.decoupled ? y * (1 - lr * rule.weight_decay) : y) - lr * m_hat / (v_hat.sqrt() + rule.eps);
+    }
+    case Kind::kRmsprop:
+      s.v = rule.decay * s.v + (1 - rule.decay) * g * g;
+      s.u = rule.decay * s.u + (1 - rule.decay) * g;
+      s.m = mu * s.m + g / ((rule.centered ? s.v - s.u * s.u : s.v).sqrt() + rule.eps);
+      return y - lr * s.m;
+    case Kind::kAdagrad: s.v = s.v + g * g; return y - lr * g / (s.v.sqrt() + rule.eps);
+    case Kind::kAdadelta: {
+      s.v = rule.decay * s.v + (1 - rule.decay) * g * g;
+      const at::Tensor step = ((s.u + rule.eps) / (s.v + rule.eps)).sqrt() * g;
+      s.u = rule.decay * s.u + (1 - rule.decay) * step * step;
+      return y - lr * step;
+    }
+    case Kind::kAdamax:
+      s.m = rule.beta1 * s.m + (1 - rule.beta1) * g;
+      s.u = at::max(rule.beta2 * s.u, g.abs() + rule.eps);
+      return y - lr / (1 - std::pow(rule.beta1, n)) * s.m / s.u;
+  }
+  return {};
+}
 
 at::Tensor hessian(const Problem& problem, const at::Tensor& x, const at::Tensor& y) { return jacobian(problem, x, y, false); }
 at::Tensor cross(const Problem& problem, const at::Tensor& x, const at::Tensor& y) { return jacobian(problem, x, y, true); }

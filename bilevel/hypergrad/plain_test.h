@@ -21,11 +21,24 @@ at::Tensor outer_grad_y(const Problem& problem, const at::Tensor& x, const at::T
 at::Tensor outer_grad_x(const Problem& problem, const at::Tensor& x, const at::Tensor& y);
 
 struct PlainRule {
-  enum class Kind { kSgd, kAdam } kind = Kind::kSgd;
+  enum class Kind { kSgd, kAdam, kRmsprop, kAdagrad, kAdadelta, kAdamax } kind = Kind::kSgd;
   double lr = 0.1, momentum = 0.0, weight_decay = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   bool nesterov = false, decoupled = false;
   bool learned_lr = false, learned_momentum = false;  // taken from Problem::rule_hyperparameters, in that order
+  bool amsgrad = false, centered = false;
+  double decay = 0.99;       // alpha of RMSprop, rho of Adadelta
+  double accumulator = 0.0;  // of Adagrad, at the start
+  double clip_norm = 0.0;    // 0: none
 };
+
+/// What a rule remembers: momentum or mean, sum or mean of squares, and a third where there is one.
+struct PlainState {
+  at::Tensor m, v, u;
+};
+PlainState plain_start(const PlainRule& rule, const at::Tensor& y);
+/// y after step t (from 0) along the gradient g; the state becomes the next one.
+at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr, const at::Tensor& mu,
+                      PlainState& state);
 
 /// f(x, y_T(x)) in one graph through all T steps, the optimisers as their papers write them; the first `held` steps are detached.
 at::Tensor unrolled_loss(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t held = 0,

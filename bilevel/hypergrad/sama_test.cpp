@@ -38,7 +38,7 @@ TEST(Sama, HasTheDiagonalOfThePaperWhereBiasCorrectionAndEpsilonDoNotCount) {
   const LogisticWeightsProblem problem;
   const at::Tensor x = problem.initial_outer();
   const double lr = 0.02, beta1 = 0.7, beta2 = 0.9;
-  const int64_t T = 400;  // 0.9⁴⁰⁰ = 5e-19
+  const int64_t T = 150;  // 0.9¹⁵⁰ = 1e-7, and the gradient is not yet rounding
   const PlainRule rule{.kind = PlainRule::Kind::kAdam, .lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = 1e-14};
   at::Tensor y = problem.initial_inner(x, 0).detach(), m = at::zeros_like(y), s = at::zeros_like(y), m_old, s_old, g;
   for (int64_t t = 0; t < T; ++t) {
@@ -52,7 +52,7 @@ TEST(Sama, HasTheDiagonalOfThePaperWhereBiasCorrectionAndEpsilonDoNotCount) {
   const at::Tensor diagonal = lr * ((1 - beta1) * beta2 * s_old - beta1 * (1 - beta2) * g * m_old) / s.sqrt().pow(3);
   const at::Tensor expected = by_differences(problem, x, y, diagonal * outer_grad_y(problem, x, y), 1.0);
   const Hypergradient h = estimate(Sama(), problem, rule_solver(rule, T), x);
-  EXPECT_LT(relative_error(h.value, expected), 1e-8);
+  EXPECT_LT(relative_error(h.value, expected), 1e-6);
   EXPECT_GT(relative_error(h.direct, expected), 0.01);
   EXPECT_EQ(h.grade, Grade::kOk) << h.message;
 }
@@ -78,7 +78,7 @@ TEST(Sama, KeepsTheExactDiagonalOfTheLastStepOtherwise) {
   EXPECT_LT(relative_error(estimate(Sama({.radius = 0.3}), problem, solver, x).value, expected), 1e-9);
   EXPECT_GT(relative_error(estimate(Sama(), problem, solver, x).value, expected), 1e-3);  // radius 1
   EXPECT_LT((diagonal.min()).item<double>(), diagonal.max().item<double>() / 2);          // no multiple of the identity
-  expect_nothing_else_gives(expected, "sama", problem, solver, x, 0.01);
+  expect_nothing_else_gives(expected, "sama", problem, solver, x, 0.005);
 }
 
 TEST(Sama, IsIdentityByDifferencesForPlainGradientDescent) {

@@ -199,13 +199,13 @@ TEST(Trajectory, TakesStepsAgainAsOftenAsRevolveSays) {
 
 TEST(Trajectory, GivesTheSameBitsWithAnyNumberOfCheckpoints) {
   const MlpProblem problem;
-  for (const double tolerance : {0.0, 1e-3}) {  // with a tolerance the places are found on the way
+  for (const double tolerance : {0.0, 0.1}) {  // with a tolerance the places are found on the way
     const RuleSolver solver(std::make_unique<AdamRule>(AdamRuleOptions{}),
-                            {.lr = 0.05, .steps = tolerance > 0 ? 1000 : 23, .tolerance = tolerance},
+                            {.lr = 0.05, .steps = tolerance > 0 ? 300 : 23, .tolerance = tolerance},
                             tolerance > 0 ? BatchPlan::full() : BatchPlan::shuffled(20, 6, Stream(1, "batches")));
-    for (const int64_t last : {-1, 0, 1, 5, 7, 50}) {
+    for (const int64_t last : {-1, 0, 1, 7}) {
       const Points states = walk(problem, solver, {.keep = true, .memory = Memory::kStates, .last = last});
-      for (const int64_t slots : {1, 2, 3, 4, 9, 40}) {
+      for (const int64_t slots : {1, 2, 3, 9, 40}) {
         SCOPED_TRACE(fmt::format("last {}, {} slots, tolerance {}", last, slots, tolerance));
         expect_equal(states, walk(problem, solver, {.keep = true, .memory = Memory::kCheckpoints, .last = last, .slots = slots}));
       }
@@ -242,19 +242,19 @@ TEST(Trajectory, StaysWithinItsBudget) {
       std::unique_ptr<UpdateRule> rule;
       if (adam) rule = std::make_unique<AdamRule>(AdamRuleOptions{});
       if (!adam) rule = std::make_unique<SgdRule>(SgdRuleOptions{.momentum = 0.5});
-      const RuleSolver solver(std::move(rule), {.lr = 1e-4, .steps = 60});
+      const RuleSolver solver(std::move(rule), {.lr = 1e-4, .steps = 40});
       const auto solve = [&](int64_t budget) {
         return solver.solve(oracle, x, 0, {.y = y0}, {.keep = true, .memory = Memory::kCheckpoints, .budget = budget});
       };
       int64_t least = 0;
       std::map<Memory, int> seen;
-      for (int64_t budget = 1000; budget < 100'000'000; budget = budget * 5 / 4) {
+      for (int64_t budget = 1000; budget < 100'000'000; budget = budget * 3 / 2) {
         const MemoryMeter meter;
         try {
           const auto solution = solve(budget);
           seen[solution.trajectory->memory()]++;
           const Gradients outer = oracle.outer(x, solution.y, Batch{});
-          for (int64_t t = 59; t >= 0; --t) {
+          for (int64_t t = 39; t >= 0; --t) {
             const Step step = solution.trajectory->take(t);
             const RuleCotangent bar = solver.rule().vjp(step.input, outer.y, solver.rule().fresh_state(outer.y));
             const Vjp both = step.linearization->vjp(bar.gradient);

@@ -1,6 +1,6 @@
 // y ← y − t d,  d = Ĥ ∂y g, where Ĥ is the inverse Hessian that the last pairs s = Δy, z = Δ∂y g imply over Ĥ₀ = γ M⁻¹,
-// γ = ⟨s, z⟩ / ⟨z, M⁻¹ z⟩ (M = I where the problem offers no preconditioner). t = 1, ½, ¼ … until
-// g(y − t d) ≤ g(y) − 10⁻⁴ t ⟨∂y g, d⟩ (Armijo).
+// γ = ⟨s, z⟩ / ⟨z, M⁻¹ z⟩ (M = I where the problem offers no preconditioner), and t, tried from 1 on, satisfies
+// the strong Wolfe conditions, so that ⟨s, z⟩ > 0 on convex and nonconvex losses alike.
 #include "bilevel/inner/lbfgs.h"
 
 #include <cmath>
@@ -10,6 +10,8 @@
 #include <fmt/format.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/inner/line_search.h"
+#include "bilevel/inner/solver_helpers.h"
 
 namespace bilevel {
 namespace {
@@ -64,50 +66,48 @@ Lbfgs::Lbfgs(LbfgsOptions options) : options_(options) {
   for (const auto& violation : options_.violations()) throw Error("Lbfgs: " + violation + ".");
 }
 
-at::Tensor Lbfgs::step_size(const Problem& /*problem*/, const at::Tensor& /*x*/) const {
-  throw Error("lbfgs has no step size for a one-step estimator or Neumann's scale; give `scale`, or use a rule such as sgd.");
-}
+at::Tensor Lbfgs::step_size(const Problem& /*problem*/, const at::Tensor& /*x*/) const { refuse_step_size(name()); }
 
 InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
                            const TrajectoryPolicy& policy) const {
-  require(!policy.keep, "lbfgs keeps no trajectory to unroll; use the implicit estimator, or a rule such as sgd.");
+  refuse_trajectory(policy, name());
+  require_free(oracle.problem(), name());
+  require_loss(oracle.problem(), name());
   const at::NoGradGuard no_grad;
   const Preconditioner precondition = oracle.problem().inner_preconditioner(x);
   Batch batch;
   batch.step = start.first_step;
   batch.slice = slice;
 
-  // Rounding of the loss may hide a decrease near the optimum.
-  const double slack = (x.scalar_type() == at::kDouble ? 1e-15 : 1e-7);
-  at::Tensor y = start.y.detach();
-  Gradients at_y = oracle.inner(x, y, batch);
-  double loss = at_y.value.item<double>();
-  double norm = at_y.y.norm().item<double>();
+  LineSearchOptions search;
+  search.max_evaluations = options_.max_evaluations;
+  search.rounding = loss_rounding(x);  // may hide a decrease near the optimum
+  LinePoint at_y{0, 0, 0, start.y.detach(), oracle.inner(x, start.y.detach(), batch)};
+  at_y.loss = at_y.gradients.value.item<double>();
+  double norm = at_y.gradients.y.norm().item<double>();
   InnerSolution solution;
   solution.initial_stationarity = norm;
-  solution.previous = y;
+  solution.previous = at_y.y;
   std::deque<Pair> pairs;
   bool stuck = false;
-  while (norm > options_.tolerance && solution.steps < options_.max_iterations && std::isfinite(norm + loss)) {
-    at::Tensor d = direction(at_y.y, pairs, precondition);
-    double slope = inner_product(at_y.y, d);
-    if (!(slope > 0)) {
+  while (norm > options_.tolerance && solution.steps < options_.max_iterations && std::isfinite(norm + at_y.loss)) {
+    at::Tensor d = direction(at_y.gradients.y, pairs, precondition);
+    at_y.slope = -inner_product(at_y.gradients.y, d);
+    if (!(at_y.slope < 0)) {
       pairs.clear();
-      d = direction(at_y.y, pairs, precondition);
-      slope = inner_product(at_y.y, d);
+      d = direction(at_y.gradients.y, pairs, precondition);
+      at_y.slope = -inner_product(at_y.gradients.y, d);
     }
-    double t = 1;
-    at::Tensor trial;
-    Gradients at_trial;
-    double trial_loss = 0;
-    int64_t halvings = 0;
-    for (; halvings <= options_.max_halvings; ++halvings, t /= 2) {
-      trial = y - t * d;
-      at_trial = oracle.inner(x, trial, batch);
-      trial_loss = at_trial.value.item<double>();
-      if (trial_loss <= loss - 1e-4 * t * slope + slack * std::abs(loss)) break;
-    }
-    if (halvings > options_.max_halvings) {
+    const auto evaluate = [&](double t) {
+      LinePoint p{t, 0, 0, at_y.y - t * d, {}};
+      p.gradients = oracle.inner(x, p.y, batch);
+      p.loss = p.gradients.value.item<double>();
+      p.slope = -inner_product(p.gradients.y, d);
+      return p;
+    };
+    at_y.t = 0;
+    LinePoint next = strong_wolfe(evaluate, at_y, 1.0, search);
+    if (next.t == 0) {
       if (pairs.empty()) {
         stuck = true;
         break;
@@ -115,32 +115,21 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
       pairs.clear();  // a stale curvature may be the reason: once more along the plain direction
       continue;
     }
-    Pair pair{trial - y, at_trial.y - at_y.y, 0};
+    Pair pair{next.y - at_y.y, next.gradients.y - at_y.gradients.y, 0};
     pair.sz = inner_product(pair.s, pair.z);
-    if (pair.sz > slack * pair.s.norm().item<double>() * pair.z.norm().item<double>()) {
+    if (pair.sz > search.rounding * pair.s.norm().item<double>() * pair.z.norm().item<double>()) {
       pairs.push_back(std::move(pair));
       if (static_cast<int64_t>(pairs.size()) > options_.memory) pairs.pop_front();
     }
-    solution.previous = y;
-    y = trial;
-    at_y = at_trial;
-    loss = trial_loss;
-    norm = at_y.y.norm().item<double>();
+    solution.previous = at_y.y;
+    at_y = std::move(next);
+    norm = at_y.gradients.y.norm().item<double>();
     ++solution.steps;
   }
-  solution.y = y;
-  solution.loss = loss;
+  solution.y = at_y.y;
+  solution.loss = at_y.loss;
   solution.stationarity = norm;
-  if (!std::isfinite(norm + loss)) {
-    solution.status = Status::kNonFinite;
-    solution.message = "The inner loss or its gradient is not finite.";
-  } else if (norm <= options_.tolerance) {
-    solution.status = Status::kConverged;
-    solution.message = fmt::format("Stationarity {:.2g} after {} iterations.", norm, solution.steps);
-  } else {
-    solution.message = stuck ? fmt::format("No further decrease within rounding; stationarity {:.2g}.", norm)
-                             : fmt::format("Stationarity {:.2g} after all {} iterations.", norm, solution.steps);
-  }
+  conclude(solution, options_.tolerance, stuck);
   return solution;
 }
 

@@ -1,0 +1,105 @@
+#include "bilevel/inner/constraints.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "bilevel/core/error.h"
+
+// Without equalities the map is elementwise: the minimiser of ½(y − v)² + ηλ|y| is v − clamp(v, −ηλ, ηλ), and that of a convex
+// function of one variable on an interval is the free one, clamped.
+//
+// With them, y(μ) = P(v − Aᵀμ) maximises the concave dual  φ(μ) = ½‖y − v‖² + η h(y) + μᵀ(A y − b)  where  A y(μ) = b. Its gradient
+// is ρ = A y(μ) − b, and −A D Aᵀ a generalised Hessian, D = 1 for elements that are free.
+
+namespace bilevel {
+namespace {
+
+at::Tensor of_length(const at::Tensor& given, const at::Tensor& like, const char* name) {
+  if (!given.defined()) return {};
+  require(given.numel() == 1 || (given.dim() == 1 && given.size(0) == like.size(0)),
+          fmt::format("Problem::inner_constraints: {} has {} elements; expected one, or {} as y.", name, given.numel(), like.size(0)));
+  return given.detach().to(like.options()).reshape({-1}).expand({like.size(0)});
+}
+
+}  // namespace
+
+ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like)
+    : lower_(of_length(c.lower, y_like, "lower")), upper_(of_length(c.upper, y_like, "upper")), l1_(of_length(c.l1, y_like, "l1")) {
+  const int64_t dy = y_like.size(0);
+  require(!l1_.defined() || l1_.ge(0).all().item<bool>(), "Problem::inner_constraints: an l1 penalty is negative.");
+  require(!lower_.defined() || !upper_.defined() || lower_.le(upper_).all().item<bool>(),
+          "Problem::inner_constraints: a lower bound is above its upper bound.");
+  require(c.equality.defined() == c.equality_rhs.defined(),
+          "Problem::inner_constraints: equality and equality_rhs belong together, and one is missing.");
+  if (!c.equality.defined() || c.equality.numel() == 0) return;
+  A_ = c.equality.detach().to(y_like.options());
+  b_ = c.equality_rhs.detach().to(y_like.options()).reshape({-1});
+  require(A_.dim() == 2 && A_.size(1) == dy && b_.size(0) == A_.size(0),
+          fmt::format("Problem::inner_constraints: equality should be [m, {}] with m right-hand sides, got {} elements and {}.", dy,
+                      A_.numel(), b_.numel()));
+}
+
+at::Tensor ProximalMap::separable(const at::Tensor& v, double eta) const {
+  at::Tensor y = v;
+  if (l1_.defined()) y = y - at::clamp(y, -eta * l1_, eta * l1_);
+  if (lower_.defined()) y = at::maximum(y, lower_);
+  if (upper_.defined()) y = at::minimum(y, upper_);
+  return y;
+}
+
+double ProximalMap::penalty(const at::Tensor& y) const { return l1_.defined() ? at::dot(l1_, y.abs()).item<double>() : 0.0; }
+
+double ProximalMap::infeasibility(const at::Tensor& y) const { return A_.defined() ? (A_.mv(y) - b_).norm().item<double>() : 0.0; }
+
+at::Tensor ProximalMap::residual(const at::Tensor& y, const at::Tensor& gradient, double eta) const {
+  return (y - apply(y - eta * gradient, eta)) / eta;
+}
+
+at::Tensor ProximalMap::apply(const at::Tensor& v, double eta) const {
+  const at::NoGradGuard no_grad;
+  if (!A_.defined()) return separable(v, eta);
+  const double epsilon = v.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                        : static_cast<double>(std::numeric_limits<float>::epsilon());
+  at::Tensor mu = at::zeros_like(b_);
+  at::Tensor y = separable(v, eta), rho = A_.mv(y) - b_;
+  const auto dual = [&](const at::Tensor& at_mu, const at::Tensor& at_y, const at::Tensor& at_rho) {
+    return 0.5 * (at_y - v).square().sum().item<double>() + eta * penalty(at_y) + at::dot(at_mu, at_rho).item<double>();
+  };
+  double phi = dual(mu, y, rho);
+  const double rounding = 4 * epsilon * (A_.norm().item<double>() * v.norm().item<double>() + b_.norm().item<double>());
+  for (int k = 0; k < 100; ++k) {
+    const double distance = rho.norm().item<double>();
+    if (!(distance > rounding)) break;
+    // An element is free where the map moves with v.
+    at::Tensor free = at::ones_like(y);
+    if (l1_.defined()) free = free * at::where(l1_ > 0, y.ne(0).to(y.dtype()), free);
+    if (lower_.defined()) free = free * (y > lower_);
+    if (upper_.defined()) free = free * (y < upper_);
+    at::Tensor S = (A_ * free).mm(A_.t());
+    at::Tensor step = at::linalg_pinv(S, 1e-12, /*hermitian=*/true).mv(rho);
+    double rise = at::dot(step, rho).item<double>();
+    if (!(rise > 0)) {  // nothing that A sees is free here
+      step = rho / A_.square().sum();
+      rise = at::dot(step, rho).item<double>();
+    }
+    bool moved = false;
+    for (double t = 1; t > 1e-10 && !moved; t /= 2) {
+      const at::Tensor mu_t = mu + t * step, y_t = separable(v - mu_t.matmul(A_), eta), rho_t = A_.mv(y_t) - b_;
+      const double phi_t = dual(mu_t, y_t, rho_t);
+      moved = phi_t >= phi + 1e-4 * t * rise || rho_t.norm().item<double>() <= 0.5 * distance;
+      if (!moved) continue;
+      mu = mu_t;
+      y = y_t;
+      rho = rho_t;
+      phi = phi_t;
+    }
+    if (!moved) break;
+  }
+  return y;
+}
+
+}  // namespace bilevel

@@ -1,0 +1,124 @@
+// y ← y − t p,   H p ≈ ∂y g by CG from p = 0, cut short at relative residual η = min(½, √(‖∂y g‖/‖∂y g‖₀)) or where a direction d
+// has ⟨d, H d⟩ ≤ 0; t, tried from 1 on, satisfies the strong Wolfe conditions.
+#include "bilevel/inner/newton_cg.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "bilevel/core/error.h"
+#include "bilevel/inner/line_search.h"
+#include "bilevel/inner/solver_helpers.h"
+
+namespace bilevel {
+namespace {
+
+struct Direction {
+  at::Tensor p;
+  double first = 1.0;  // the step to try first
+};
+
+Direction newton_direction(Linearization& linearization, const at::Tensor& gradient, double eta, int64_t products,
+                           const Problem::Preconditioner& precondition) {
+  const double target = eta * gradient.norm().item<double>();
+  at::Tensor p = at::zeros_like(gradient), r = gradient;
+  at::Tensor z = precondition ? precondition(r) : r, d = z;
+  double rz = at::dot(r, z).item<double>();
+  for (int64_t k = 0; k < products; ++k) {
+    const at::Tensor Hd = linearization.jvp_y(d);
+    const double curvature = at::dot(d, Hd).item<double>();
+    if (!(curvature > 0)) {
+      if (k > 0) break;
+      // Along the gradient itself: as far as a curvature of the opposite sign would allow.
+      const double scale = 1.0 / std::max(1.0, gradient.norm().item<double>());
+      return {d, curvature < 0 ? rz / -curvature : scale};
+    }
+    const double alpha = rz / curvature;
+    p = p + alpha * d;
+    r = r - alpha * Hd;
+    if (!(r.norm().item<double>() > target)) break;
+    z = precondition ? precondition(r) : r;
+    const double rz_new = at::dot(r, z).item<double>();
+    d = z + rz_new / rz * d;
+    rz = rz_new;
+  }
+  return {p, 1.0};
+}
+
+}  // namespace
+
+std::vector<std::string> NewtonCgOptions::violations() const {
+  std::vector<std::string> list;
+  if (max_iterations < 0) list.push_back(fmt::format("steps = {} must not be negative", max_iterations));
+  if (!(tolerance > 0)) list.push_back(fmt::format("tolerance = {} must be positive", tolerance));
+  if (products < 1) list.push_back(fmt::format("products = {} must be at least 1", products));
+  if (max_evaluations < 1) list.push_back(fmt::format("max_evaluations = {} must be at least 1", max_evaluations));
+  return list;
+}
+
+void read(Section& section, NewtonCgOptions& options) {
+  section.read("steps", options.max_iterations);
+  section.read("tolerance", options.tolerance);
+  section.read("products", options.products);
+  section.check(options.violations());
+}
+
+NewtonCg::NewtonCg(NewtonCgOptions options) : options_(options) {
+  for (const auto& violation : options_.violations()) throw Error("NewtonCg: " + violation + ".");
+}
+
+at::Tensor NewtonCg::step_size(const Problem& /*problem*/, const at::Tensor& /*x*/) const { refuse_step_size(name()); }
+
+InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
+                              const TrajectoryPolicy& policy) const {
+  refuse_trajectory(policy, name());
+  require_free(oracle.problem(), name());
+  require_loss(oracle.problem(), name());
+  const at::NoGradGuard no_grad;
+  const Problem::Preconditioner precondition = oracle.problem().inner_preconditioner(x);
+  Batch batch;
+  batch.step = start.first_step;
+  batch.slice = slice;
+
+  LineSearchOptions search;
+  search.max_evaluations = options_.max_evaluations;
+  search.rounding = loss_rounding(x);
+  InnerSolution solution;
+  at::Tensor y = start.y.detach();
+  solution.previous = y;
+  bool stuck = false;
+  for (;; ++solution.steps) {
+    const auto linearization = oracle.linearize_inner(x, y, batch);
+    const at::Tensor gradient = linearization->residual();
+    solution.loss = linearization->value().item<double>();
+    solution.stationarity = gradient.norm().item<double>();
+    if (solution.steps == 0) solution.initial_stationarity = solution.stationarity;
+    if (!(solution.stationarity > options_.tolerance) || solution.steps == options_.max_iterations) break;
+    if (!std::isfinite(solution.loss)) break;
+
+    const double eta = std::min(0.5, std::sqrt(solution.stationarity / solution.initial_stationarity));
+    const Direction along = newton_direction(*linearization, gradient, eta, options_.products, precondition);
+    const auto evaluate = [&](double t) {
+      LinePoint p{t, 0, 0, y - t * along.p, {}};
+      p.gradients = oracle.inner(x, p.y, batch);
+      p.loss = p.gradients.value.item<double>();
+      p.slope = -at::dot(p.gradients.y, along.p).item<double>();
+      return p;
+    };
+    const LinePoint here{0, solution.loss, -at::dot(gradient, along.p).item<double>(), y, {}};
+    const LinePoint next = here.slope < 0 ? strong_wolfe(evaluate, here, along.first, search) : here;
+    if (next.t == 0) {
+      stuck = true;
+      break;
+    }
+    solution.previous = y;
+    y = next.y;
+  }
+  solution.y = y;
+  conclude(solution, options_.tolerance, stuck);
+  return solution;
+}
+
+}  // namespace bilevel

@@ -8,6 +8,8 @@
 
 namespace bilevel {
 
+class UpdateRule;
+
 inline bool contains(const std::vector<std::string>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
@@ -16,5 +18,11 @@ inline bool contains(const std::vector<std::string>& names, std::string_view nam
 inline at::Tensor hyperparameter_bar(const at::Tensor& h, const at::Tensor& a, const at::Tensor& bar) {
   return h.dim() == 0 ? a.dot(bar) : a.mul(bar);
 }
+
+/// Throws Error where x is to determine a hyperparameter that `rule` does not have.
+void check_learned(const UpdateRule& rule, const std::vector<std::string>& learned);
+
+/// √u with the derivative 0 where u ≤ 0, in place of an infinite one; 0 where u < 0 by rounding.
+at::Tensor finite_sqrt(const at::Tensor& u);
 
 }  // namespace bilevel

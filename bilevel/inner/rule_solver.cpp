@@ -10,6 +10,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/rule_helpers.h"
+#include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/autograd.h"
@@ -23,6 +24,11 @@ struct FullBatch {
   at::Tensor r;
 };
 
+at::Tensor scheduled(const at::Tensor& lr, const ScheduledLr& by) {
+  const at::Tensor scaled = by.scale == 1.0 ? lr : by.scale * lr;
+  return by.offset == 0.0 ? scaled : scaled + by.offset;
+}
+
 double length(const at::Tensor& r) { return r.norm().item<double>(); }
 
 }  // namespace
@@ -34,6 +40,7 @@ std::vector<std::string> RuleSolverOptions::violations() const {
   if (!(tolerance >= 0)) found.push_back(fmt::format("tolerance = {} must be at least 0", tolerance));
   if (check_every < 1) found.push_back(fmt::format("check_every = {} must be at least 1", check_every));
   if (batch < 0) found.push_back(fmt::format("batch = {} must be at least 0 (0: all samples)", batch));
+  for (auto& violation : schedule.violations()) found.push_back(std::move(violation));
   return found;
 }
 
@@ -57,6 +64,7 @@ void read(Section& section, RuleSolverOptions& options) {
   section.read("check_every", options.check_every);
   section.read("batch", options.batch);
   section.read("carry_state", options.carry_state);
+  read(section, options.schedule);
   section.check(options.violations());
 }
 
@@ -101,7 +109,15 @@ std::vector<std::pair<size_t, at::Tensor>> RuleSolver::determined_by_outer(const
 Tensors RuleSolver::hyperparameters(const SolveContext& context, int64_t t) const {
   Tensors h = context.h;
   for (auto& [i, value] : determined_by_outer(context.oracle.problem(), context.x, t)) h[i] = value.detach();
+  if (const auto lr = lr_index()) h[*lr] = scheduled(h[*lr], scheduled_lr(options_.schedule, t, options_.steps));
   return h;
+}
+
+std::optional<size_t> RuleSolver::lr_index() const {
+  const auto names = rule_->hyperparameters();
+  const auto at = std::find(names.begin(), names.end(), "lr");
+  if (at == names.end()) return std::nullopt;
+  return static_cast<size_t>(at - names.begin());
 }
 
 at::Tensor RuleSolver::hyperparameters_vjp(const Problem& problem, const at::Tensor& x, int64_t t, const Tensors& h_bar) const {
@@ -111,7 +127,8 @@ at::Tensor RuleSolver::hyperparameters_vjp(const Problem& problem, const at::Ten
   at::Tensor sum;
   for (auto& [i, value] : determined_by_outer(problem, at_x, t)) {
     if (!value.requires_grad()) continue;
-    const at::Tensor term = (value * h_bar[i]).sum();
+    const double scale = i == lr_index() ? scheduled_lr(options_.schedule, t, options_.steps).scale : 1.0;
+    const at::Tensor term = (value * h_bar[i]).sum() * scale;
     sum = sum.defined() ? sum + term : term;
   }
   return sum.defined() ? gradients(sum, {at_x})[0] : x_bar;
@@ -127,7 +144,9 @@ Tensors RuleSolver::hyperparameters_jvp(const SolveContext& context, int64_t t, 
     if (!value.requires_grad()) continue;
     const at::Tensor w = at::zeros_like(value).requires_grad_();
     const at::Tensor pulled = gradients(value, {at_x}, w, true, true)[0];  // linear in w: its derivative along u is ∂h/∂x · u
-    if (pulled.requires_grad()) dh[i] = gradients(pulled, {w}, u)[0];
+    if (!pulled.requires_grad()) continue;
+    dh[i] = gradients(pulled, {w}, u)[0];
+    if (i == lr_index()) dh[i] = dh[i] * scheduled_lr(options_.schedule, t, options_.steps).scale;
   }
   return dh;
 }
@@ -148,15 +167,13 @@ Point RuleSolver::replay(const SolveContext& context, const Point& point, int64_
 
 Tensors RuleSolver::base_h(const at::Tensor& y, double lr) const {
   Tensors h = rule_->default_h(y);
-  const auto names = rule_->hyperparameters();
-  const auto at = std::find(names.begin(), names.end(), "lr");
-  if (at != names.end()) h[static_cast<size_t>(at - names.begin())] = at::scalar_tensor(lr, y.options());
+  if (const auto i = lr_index()) h[*i] = at::scalar_tensor(lr, y.options());
   return h;
 }
 
 double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64_t slice, const at::Tensor& y) const {
   if (options_.lr) return *options_.lr;
-  if (rule_->scale_free()) return kScaleFreeLr;
+  if (rule_->scale_free()) return std::max(kScaleFreeLr, lr_index() ? rule_->defaults()[*lr_index()] : 0.0);
   const Problem& problem = oracle.problem();
   double decay = rule_->coupled_weight_decay();
   if (problem.has_rule_hyperparameters()) {
@@ -180,15 +197,15 @@ double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64
 }
 
 at::Tensor RuleSolver::step_size(const Problem& problem, const at::Tensor& x) const {
-  const auto names = rule_->hyperparameters();
-  const auto at = std::find(names.begin(), names.end(), "lr");
-  require(at != names.end(), fmt::format("RuleSolver::step_size: the rule {} has no lr.", rule_->name()));
-  const auto index = static_cast<size_t>(at - names.begin());
-  for (auto& [i, value] : determined_by_outer(problem, x, std::max<int64_t>(0, options_.steps - 1))) {
-    if (i == index) return value.detach();
+  const auto index = lr_index();
+  require(index.has_value(), fmt::format("RuleSolver::step_size: the rule {} has no lr.", rule_->name()));
+  const int64_t last = std::max<int64_t>(0, options_.steps - 1);
+  const ScheduledLr by = scheduled_lr(options_.schedule, last, options_.steps);
+  for (auto& [i, value] : determined_by_outer(problem, x, last)) {
+    if (i == *index) return scheduled(value.detach(), by);
   }
   const at::Tensor y0 = problem.initial_inner(x, 0).detach();
-  return at::scalar_tensor(automatic_lr(AutodiffOracle(problem), x, 0, y0), y0.options());
+  return scheduled(at::scalar_tensor(automatic_lr(AutodiffOracle(problem), x, 0, y0), y0.options()), by);
 }
 
 at::Tensor RuleSolver::residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y,
@@ -202,6 +219,7 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
                                 const TrajectoryPolicy& policy) const {
   const at::Tensor x = x_given.detach(), y0 = start.y.detach();
   check_point(oracle.problem(), x, y0, "RuleSolver::solve");
+  require_free(oracle.problem(), name());
   const bool carried = options_.carry_state && !start.state.empty();
   require(!carried || static_cast<int64_t>(start.state.size()) == rule_->slots(),
           fmt::format("RuleSolver::solve: the state to carry over has {} tensors, and the rule {} has {}.", start.state.size(),
@@ -264,11 +282,7 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
   solution.initial_stationarity = first.stationarity;
   solution.steps = t;
   solution.previous = y_before;
-  const auto names = rule_->hyperparameters();
-  const auto lr = std::find(names.begin(), names.end(), "lr");
-  if (lr != names.end()) {
-    solution.step_size = hyperparameters(context, std::max<int64_t>(0, t - 1))[static_cast<size_t>(lr - names.begin())];
-  }
+  if (const auto lr = lr_index()) solution.step_size = hyperparameters(context, std::max<int64_t>(0, t - 1))[*lr];
 
   // Past 2/L the steepest direction is overshot further each time: the last two gradients of plain descent oppose each other, and
   // the later is the longer, though all other directions may still be settling.

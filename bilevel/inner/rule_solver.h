@@ -6,6 +6,7 @@
 
 #include "bilevel/core/config.h"
 #include "bilevel/inner/inner_solver.h"
+#include "bilevel/inner/schedule.h"
 #include "bilevel/problem/batch.h"
 
 namespace bilevel {
@@ -18,15 +19,17 @@ struct RuleSolverOptions {
   int64_t batch = 0;                        // samples of a minibatch; 0: all. Read here, used by whoever makes the batch plan
   bool carry_state = false;  // a warm start goes on with the rule's momentum; otherwise each solve begins with a fresh state
   uint64_t seed = 0;         // of losses that draw random numbers
+  ScheduleOptions schedule = {};  // of lr, over the steps of one solve
   std::vector<std::string> violations() const;
 };
-/// Keys: lr (a number or "auto"), steps, tolerance, check_every, batch, carry_state.
+/// Keys: lr (a number or "auto"), steps, tolerance, check_every, batch, carry_state, and those of the schedule.
 void read(Section& section, RuleSolverOptions& options);
 
 /// An update rule run for T steps, or to a tolerance, on the full batch or on minibatches.
 ///
 /// Step t takes the gradient at y_t on batch first_step + t, and the rule's hyperparameters h_t: the rule's own defaults, lr from
-/// these options, and over both what Problem::rule_hyperparameters(x, t) gives, by name. A non-finite end is kNonFinite; an end
+/// these options, and over both what Problem::rule_hyperparameters(x, t) gives, by name; the schedule acts on the lr that comes out
+/// of it. A non-finite end is kNonFinite; an end
 /// where stationarity has grown tenfold and the loss by a tenth, or where plain gradient descent swings to and fro above its
 /// starting loss (a step past 2/L), is kDiverged.
 class RuleSolver final : public InnerSolver {
@@ -67,6 +70,7 @@ class RuleSolver final : public InnerSolver {
   double automatic_lr(const Oracle& oracle, const at::Tensor& x, int64_t slice, const at::Tensor& y) const;
   std::vector<std::pair<size_t, at::Tensor>> determined_by_outer(const Problem& problem, const at::Tensor& x, int64_t t) const;
   Tensors base_h(const at::Tensor& y, double lr) const;
+  std::optional<size_t> lr_index() const;  // none: the rule has no lr
 
   std::unique_ptr<UpdateRule> rule_;
   RuleSolverOptions options_;

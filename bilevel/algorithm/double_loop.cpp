@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
@@ -22,11 +23,51 @@ double norm_of(const at::Tensor& v) { return v.norm().item<double>(); }
 at::Tensor slice_of(const at::Tensor& entry, int64_t s, int64_t k) { return k == 1 ? entry : entry.select(0, s); }
 at::Tensor entry_of(const Tensors& slices) { return slices.size() == 1 ? slices.front() : at::stack(slices); }
 
+/// A number that is the worst of two, and unknown where one of them is.
+void worst(std::optional<double>& kept, const std::optional<double>& other) {
+  if (kept && other)
+    kept = std::max(*kept, *other);
+  else
+    kept.reset();
+}
+
+/// The mean of independent estimates at one point, with its standard error √(Σ ‖dᵢ − d‖² / (N (N − 1))); warnings are the worst.
+Hypergradient mean_of_draws(std::vector<Hypergradient> draws) {
+  const auto n = static_cast<double>(draws.size());
+  Hypergradient mean = draws.front();
+  for (size_t i = 1; i < draws.size(); ++i) {
+    const Hypergradient& one = draws[i];
+    mean.value = mean.value + one.value;
+    mean.direct = mean.direct + one.direct;
+    if (mean.q.defined()) mean.q = mean.q + one.q;
+    mean.outer_loss += one.outer_loss;
+    worst(mean.certificate.relative_residual, one.certificate.relative_residual);
+    mean.cost += one.cost;
+    if (one.grade > mean.grade) {
+      mean.grade = one.grade;
+      mean.message = one.message;
+    }
+  }
+  mean.value = mean.value / n;
+  mean.direct = mean.direct / n;
+  if (mean.q.defined()) mean.q = mean.q / n;
+  mean.outer_loss /= n;
+  double squares = 0;
+  for (const Hypergradient& one : draws) squares += (one.value - mean.value).square().sum().item<double>();
+  mean.certificate.standard_error = std::sqrt(squares / (n * (n - 1)));
+  mean.certificate.error_bound.reset();
+  mean.certificate.bound_reason = fmt::format("No bound: the mean of {} draws of the batches, whose standard error is given.", n);
+  return mean;
+}
+
 std::string state_slot(int64_t j) { return fmt::format("inner.state.{}", j); }
 
 }  // namespace
 
-std::vector<std::string> DoubleLoopOptions::violations() const { return {}; }
+std::vector<std::string> DoubleLoopOptions::violations() const {
+  if (variance_samples >= 1) return {};
+  return {fmt::format("variance_samples should be at least 1, got {}", variance_samples)};
+}
 
 void read(Section& inner, DoubleLoopOptions& options) {
   std::string start = options.start == Start::kWarm ? "warm" : "cold";
@@ -57,6 +98,12 @@ DoubleLoop::DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> 
   const std::vector<std::string> objections = estimator_->objections(oracle_.problem(), *solver_);
   require(objections.empty(),
           fmt::format("The estimator \"{}\" cannot serve here: {}", estimator_->name(), fmt::join(objections, " ")));
+  const BatchRoles roles = estimator_->batch_roles();
+  require(options_.hvp_batches.is_full() || roles.hvps,
+          fmt::format("The estimator \"{}\" solves no linear system, so hvp_batch has nothing to be the batch of.", estimator_->name()));
+  require(options_.cross_batches.is_full() || roles.cross_product,
+          fmt::format("The estimator \"{}\" takes no cross product at the solution, so cross_batch has nothing to be the batch of.",
+                      estimator_->name()));
   require(options_.start == Start::kCold || !oracle_.problem().initial_inner_depends_on_outer(),
           "DoubleLoop: this problem's y₀ depends on x, so each outer step must begin there; use start = \"cold\".");
 }
@@ -123,19 +170,43 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
       for (int64_t j = 0; state.has(state_slot(j)); ++j) start.state.push_back(slice_of(state.tensor(state_slot(j)), s, k));
     }
     InnerSolution solution = solver_->solve(oracle_, x, s, start, estimator_->trajectory());
-
-    Batch inner_batch, outer_batch;
-    inner_batch.step = start.first_step + solution.steps;
-    outer_batch.step = step;
-    inner_batch.slice = outer_batch.slice = s;
-    inner_batch.seed = Stream(options_.seed, "inner products").at(step * k + s).seed();
-    outer_batch.seed = Stream(options_.seed, "outer loss").at(step * k + s).seed();
-    outer_batch.samples = options_.outer_batches.samples(step);
     const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
-    EstimatorInput input{oracle_, *solver_, x, solution, inner_batch, outer_batch, q0};
-    input.damping = state.has("damping") ? state.number("damping") : 0.0;
-    input.cold_start = !warm;
-    Hypergradient one = estimator_->estimate(input);
+    const auto estimate = [&](InnerSolution& solved, int64_t draw) {
+      const int64_t n = options_.variance_samples, batch_index = step * n + draw, noise = (step * k + s) * n + draw;
+      Batch inner_batch, outer_batch;
+      inner_batch.step = start.first_step + solved.steps;
+      outer_batch.step = step;
+      inner_batch.slice = outer_batch.slice = s;
+      inner_batch.seed = Stream(options_.seed, "inner products").at(noise).seed();
+      outer_batch.seed = Stream(options_.seed, "outer loss").at(noise).seed();
+      outer_batch.samples = options_.outer_batches.samples(batch_index);
+      EstimatorInput input{oracle_, *solver_, x, solved, inner_batch, outer_batch, q0};
+      const auto role = [&](const BatchPlan& plan, std::optional<Batch>& batch) {
+        if (plan.is_full()) return;
+        batch = inner_batch;
+        batch->samples = plan.samples(batch_index);
+      };
+      role(options_.hvp_batches, input.hvp_batch);
+      role(options_.cross_batches, input.cross_batch);
+      input.damping = state.has("damping") ? state.number("damping") : 0.0;
+      input.cold_start = !warm;
+      input.start = start;
+      return estimator_->estimate(input);
+    };
+    Hypergradient one = estimate(solution, 0);
+    if (options_.variance_samples > 1) {
+      std::vector<Hypergradient> draws{std::move(one)};
+      for (int64_t draw = 1; draw < options_.variance_samples; ++draw) {
+        // A way back uses the trajectory up: the same solve, on the same inner batches, once more.
+        if (!estimator_->trajectory().keep) {
+          draws.push_back(estimate(solution, draw));
+        } else {
+          InnerSolution again = solver_->solve(oracle_, x, s, start, estimator_->trajectory());
+          draws.push_back(estimate(again, draw));
+        }
+      }
+      one = mean_of_draws(std::move(draws));
+    }
 
     y.push_back(solution.y);
     rule_states.push_back(solution.state);
@@ -163,16 +234,16 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     mean.direct = mean.direct + one.direct;
     mean.inner_loss += one.inner_loss;
     mean.outer_loss += one.outer_loss;
-    const auto worst = [](std::optional<double>& kept, const std::optional<double>& other) {
-      if (kept && other)
-        kept = std::max(*kept, *other);
-      else
-        kept.reset();  // nothing is known of the mean where nothing is known of one
-    };
     mean.certificate.stationarity = std::max(mean.certificate.stationarity, one.certificate.stationarity);
     worst(mean.certificate.relative_residual, one.certificate.relative_residual);
     worst(mean.certificate.error_bound, one.certificate.error_bound);
     worst(mean.certificate.distance_to_F, one.certificate.distance_to_F);
+    std::optional<double>& error = mean.certificate.standard_error;
+    if (error && one.certificate.standard_error) {
+      *error += *one.certificate.standard_error;  // of the sum at most, for the inner problems may share their batches
+    } else {
+      error.reset();
+    }
     mean.cost += one.cost;
   }
   if (k > 1) {
@@ -181,6 +252,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     mean.direct = mean.direct / n;
     mean.inner_loss /= n;
     mean.outer_loss /= n;
+    if (mean.certificate.standard_error) *mean.certificate.standard_error /= n;
   }
   mean.q = static_cast<int64_t>(q.size()) == k ? entry_of(q) : at::Tensor{};
 

@@ -24,6 +24,9 @@ struct DoubleLoopOptions {
       false;                     // momenta of the old x push y the wrong way; carry them where an outer step is a few inner steps
   bool warm_q = true;            // the linear solve begins at the q of the outer step before
   BatchPlan outer_batches = {};  // all samples
+  BatchPlan hvp_batches = {};    // of the products with ∂y r in the estimator's linear solve, the same throughout one solve
+  BatchPlan cross_batches = {};  // of its product with ∂x r: one drawn apart from the others keeps the product of both unbiased
+  int64_t variance_samples = 1;  // N draws of these batches at an outer step: their mean moves x, their spread is reported
   uint64_t seed = 0;             // of losses that draw random numbers
   std::vector<std::string> violations() const;
 };

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <limits>
 
@@ -272,6 +273,129 @@ TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {
   EXPECT_EQ(record.step, 2);
   EXPECT_TRUE(at::equal(state.tensor("x"), x));
   expect_near(state.tensor("y"), problem.solution(x), 1e-9);
+}
+
+// Batches of two out of six samples for each role: everything there can be is few enough to be enumerated.
+class SmallRidge {
+ public:
+  SmallRidge() : problem(RidgeOptions{.features = 3, .inner_samples = 6, .outer_samples = 6}), oracle(problem) {}
+
+  DoubleLoop loop(const std::string& estimator, const std::string& keys, DoubleLoopOptions options) const {
+    Section section = Config::parse(keys, "test.toml").root();
+    std::shared_ptr<const Estimator> made = make_estimator(estimator, section);
+    Section inner = Config::parse("rule = \"sgd\"\nlr = 0.1\nsteps = 4", "test.toml").root();
+    Section outer = Config::parse("lr = 0.1", "test.toml").root();
+    options.start = Start::kCold;
+    options.warm_q = false;
+    return {oracle, make_inner_solver(inner, problem, problem.initial_outer(), 0, {}), made, make_outer_optimizer("sgd", outer),
+            std::move(options)};
+  }
+  static BatchPlan plan(std::string_view role) { return BatchPlan::shuffled(6, 2, Stream(11, role)); }
+
+  // The mean over all pairs of samples of what `of` says about one.
+  template <class F>
+  static at::Tensor over_pairs(const F& of) {
+    at::Tensor sum;
+    for (int64_t i = 0; i < 6; ++i) {
+      for (int64_t j = i + 1; j < 6; ++j) {
+        Batch batch;
+        batch.samples = at::tensor({i, j}, at::kLong);
+        const at::Tensor one = of(batch);
+        sum = sum.defined() ? sum + one : one;
+      }
+    }
+    return sum / 15.0;
+  }
+
+  const RidgeProblem problem;
+  const AutodiffOracle oracle;
+};
+
+// With batches drawn apart from each other the expectation is E ∂x f − E[∂x∂y g]ᵀ E[H⁻¹] E[∂y f]; with one batch for H and the
+// cross product it would be another number.
+TEST(DoubleLoop, TakesABatchOfItsOwnForEachRoleAndIsRightInExpectation) {
+  const SmallRidge small;
+  const at::Tensor x = small.problem.initial_outer();
+  DoubleLoopOptions options;
+  options.outer_batches = SmallRidge::plan("outer");
+  options.hvp_batches = SmallRidge::plan("hvp");
+  options.cross_batches = SmallRidge::plan("cross");
+  options.variance_samples = 4000;
+  const DoubleLoop loop = small.loop("implicit", "solver = \"dense\"", options);
+  State after;
+  const Hypergradient h = loop.hypergradient(loop.init(), &after);
+  const at::Tensor y = after.tensor("y"), unit = at::eye(3, y.options());
+
+  const auto inner = [&](const Batch& batch) { return small.oracle.linearize_inner(x, y, batch); };
+  const at::Tensor b = SmallRidge::over_pairs([&](const Batch& batch) { return small.oracle.outer(x, y, batch).y; });
+  const at::Tensor direct = SmallRidge::over_pairs([&](const Batch& batch) { return small.oracle.outer(x, y, batch).x; });
+  const at::Tensor inverse =
+      SmallRidge::over_pairs([&](const Batch& batch) { return at::linalg_inv(inner(batch)->jvp_y(unit)); });
+  const at::Tensor G = SmallRidge::over_pairs([&](const Batch& batch) { return inner(batch)->jvp_x(unit); });  // transposed
+  const at::Tensor expected = direct - G.mv(inverse.mv(b));
+  const at::Tensor full = direct - G.mv(at::linalg_solve(inner({})->jvp_y(unit), b));
+
+  ASSERT_TRUE(h.certificate.standard_error.has_value());
+  const double error = (h.value - expected).norm().item<double>(), standard = *h.certificate.standard_error;
+  EXPECT_LT(error, 3 * standard);
+  EXPECT_LT(standard, 0.03 * expected.norm().item<double>());
+  EXPECT_GT((h.value - full).norm().item<double>(), 6 * standard) << "the inverse of the mean is not the mean of the inverses";
+  EXPECT_GT((h.value - h.direct).norm().item<double>(), 6 * standard);
+}
+
+TEST(DoubleLoop, ReportsTheSpreadOfItsDraws) {
+  const SmallRidge small;
+  DoubleLoopOptions options;
+  options.outer_batches = SmallRidge::plan("outer");
+  options.cross_batches = SmallRidge::plan("cross");
+  // One draw at each of many steps, at one x, against N draws at one step.
+  std::vector<at::Tensor> values;
+  const DoubleLoop one = small.loop("identity", "", options);
+  State state = one.init();
+  for (int64_t step = 0; step < 600; ++step) {
+    state.set("step", step);
+    const Hypergradient h = one.hypergradient(state);
+    EXPECT_FALSE(h.certificate.standard_error.has_value());
+    values.push_back(h.value);
+  }
+  const at::Tensor all = at::stack(values);
+  const double spread = (all - all.mean(0)).square().sum().item<double>() / 599;
+  options.variance_samples = 200;
+  const DoubleLoop many = small.loop("identity", "", options);
+  EXPECT_NEAR(*many.hypergradient(many.init()).certificate.standard_error / std::sqrt(spread / 200), 1.0, 0.1);
+  // The first N of those steps are the N draws.
+  expect_near(many.hypergradient(many.init()).value, all.narrow(0, 0, 200).mean(0), 1e-12);
+}
+
+TEST(DoubleLoop, GoesThroughTheSolveAgainForEachDrawOfAnEstimatorThatUsesItUp) {
+  const SmallRidge small;
+  DoubleLoopOptions options;
+  options.outer_batches = SmallRidge::plan("outer");
+  options.variance_samples = 3;
+  const DoubleLoop loop = small.loop("unrolled", "", options);
+  const Hypergradient h = loop.hypergradient(loop.init());
+  options.variance_samples = 1;
+  const DoubleLoop single = small.loop("unrolled", "", options);
+  State state = single.init();
+  at::Tensor sum = at::zeros_like(h.value);
+  for (int64_t step = 0; step < 3; ++step) {
+    state.set("step", step);
+    sum = sum + single.hypergradient(state).value;
+  }
+  expect_near(h.value, sum / 3, 1e-12);
+  EXPECT_GT(*h.certificate.standard_error, 0.0);
+}
+
+TEST(DoubleLoop, RefusesABatchForARoleThatTheEstimatorDoesNotHave) {
+  const SmallRidge small;
+  DoubleLoopOptions hvps, cross;
+  hvps.hvp_batches = SmallRidge::plan("hvp");
+  cross.cross_batches = SmallRidge::plan("cross");
+  EXPECT_THROW(small.loop("identity", "", hvps), Error);
+  EXPECT_NO_THROW(small.loop("identity", "", cross));
+  EXPECT_THROW(small.loop("unrolled", "", cross), Error);
+  hvps.variance_samples = 0;
+  EXPECT_THROW(small.loop("implicit", "", hvps), Error);
 }
 
 }  // namespace

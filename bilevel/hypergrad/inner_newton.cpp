@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "bilevel/core/stream.h"
+#include "bilevel/hypergrad/optimality.h"
 
 namespace bilevel {
 namespace {
@@ -56,21 +57,24 @@ double rounding_unit(const at::Tensor& t) {
 }
 
 InnerPlace::InnerPlace(const EstimatorInput& in, at::Tensor x_at, at::Tensor y_at)
-    : x(std::move(x_at)), y(std::move(y_at)), in_(in), shift_(in.solver.coupled_weight_decay()), batch_(in.inner_batch) {
+    : x(std::move(x_at)), y(std::move(y_at)), in_(in), batch_(in.inner_batch) {
   batch_.samples = at::Tensor();
-  r = shifted(in.oracle.inner(x, y, batch_).y, y);
+  const at::NoGradGuard no_grad;
+  const at::Tensor own = in.oracle.inner(x, y, batch_).y;
+  r = in.solver.residual(in.oracle.problem(), x, y, own);
+  if (r.is_same(own)) return;
+  linearization();
+  if (scale_.defined()) r = scale_ * r;
 }
 
 Linearization& InnerPlace::linearization() const {
-  if (linearization_ == nullptr) linearization_ = in_.oracle.linearize_inner(x, y, batch_);
-  return *linearization_;
-}
-
-at::Tensor InnerPlace::linearized_r() const { return shifted(linearization().residual(), y); }
-
-Vjp InnerPlace::vjp(const at::Tensor& w) const {
-  Vjp both = linearization().vjp(w);
-  return {shifted(both.y, w), both.x};
+  if (given_ == nullptr) {
+    given_ = in_.oracle.linearize_inner(x, y, batch_);
+    Optimality moved = optimality(in_.solver, in_.oracle.problem(), x, y, *given_);
+    linearization_ = std::move(moved.linearization);
+    scale_ = moved.scale;
+  }
+  return linearization_ ? *linearization_ : *given_;
 }
 
 at::Tensor InnerPlace::matrix() const {

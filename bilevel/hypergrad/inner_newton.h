@@ -8,30 +8,29 @@
 // Newton's method on the inner problem, for certificates: they need y* far better than a user's inner solve finds it.
 namespace bilevel {
 
-/// r(x, y) = ∂y g + w y on the full batch, w the inner rule's coupled weight decay, and its products at one point.
+/// r(x, y) on the full batch, what the inner solver drives to zero (hypergrad/optimality.h), and its products at one point.
 ///
 /// r comes from Oracle::inner and not from the linearization, which is made when a product is first asked for: a solve then ends
 /// where the loss says, and not where a damaged linearization would have it.
 class InnerPlace {
  public:
   InnerPlace(const EstimatorInput& in, at::Tensor x_at, at::Tensor y_at);
-  at::Tensor jvp_y(const at::Tensor& v) const { return shifted(linearization().jvp_y(v), v); }
+  at::Tensor jvp_y(const at::Tensor& v) const { return linearization().jvp_y(v); }
   at::Tensor jvp_x(const at::Tensor& u) const { return linearization().jvp_x(u); }
-  Vjp vjp(const at::Tensor& w) const;
+  Vjp vjp(const at::Tensor& w) const { return linearization().vjp(w); }
   bool symmetric() const { return linearization().symmetric(); }
   at::Tensor matrix() const;            // ∂y r [dy, dy] in double
-  at::Tensor linearized_r() const;      // as the linearization has it: the same as r to rounding
+  at::Tensor linearized_r() const { return linearization().residual(); }  // as the linearization has it: the same as r to rounding
 
   const at::Tensor x, y;
   at::Tensor r;
 
  private:
   Linearization& linearization() const;
-  at::Tensor shifted(const at::Tensor& product, const at::Tensor& v) const { return shift_ == 0 ? product : product + shift_ * v; }
   const EstimatorInput& in_;
-  double shift_;
   Batch batch_;
-  mutable std::unique_ptr<Linearization> linearization_;
+  mutable std::unique_ptr<Linearization> given_, linearization_;  // of the problem's own r; of the solver's, where that differs
+  mutable at::Tensor scale_;
 };
 
 /// (∂y r)⁻¹ v and (∂y r)⁻ᵀ v around one place.

@@ -163,35 +163,26 @@ class MapLinearization final : public AutodiffLinearization {
       : AutodiffLinearization(x, y), symmetric_(problem.optimality_map_is_symmetric()) {
     const at::AutoGradMode grad_mode(true);
     residual_ = optimality_map(problem, x_, y_, batch);
+    jacobian_ = Jacobian(residual_, {y_, x_});
   }
 
   at::Tensor value() override { return half_square(residual_.detach()); }
   at::Tensor grad_x() override { return gradients(residual_, {x_}, residual_.detach(), /*retain_graph=*/true)[0]; }
-  at::Tensor jvp_y(const at::Tensor& v) override { return symmetric_ ? transposed_y(v) : pushed(pulled()[0], v); }
-  at::Tensor jvp_x(const at::Tensor& u) override { return pushed(pulled()[1], u); }
+  at::Tensor jvp_y(const at::Tensor& v) override {
+    if (symmetric_) return transposed_y(v);
+    return rowwise(v, [&](const at::Tensor& row) { return jacobian_.push(0, row); });
+  }
+  at::Tensor jvp_x(const at::Tensor& u) override {
+    return rowwise(u, [&](const at::Tensor& row) { return jacobian_.push(1, row); });
+  }
   at::Tensor gauss_newton(const at::Tensor& /*v*/) override {
     throw Error("Linearization::gauss_newton: Gauss–Newton needs a loss of outputs, and this problem gives its optimality map.");
   }
   bool symmetric() const override { return symmetric_; }
 
  private:
-  // (∂y r)ᵀ w and (∂x r)ᵀ w as functions of w, built when first asked for.
-  const std::vector<at::Tensor>& pulled() {
-    if (pulled_.empty()) {
-      const at::AutoGradMode grad_mode(true);
-      w_ = at::zeros_like(residual_, residual_.options().requires_grad(false)).requires_grad_(true);
-      pulled_ = gradients(residual_, {y_, x_}, w_, /*retain_graph=*/true, /*create_graph=*/true);
-    }
-    return pulled_;
-  }
-
-  at::Tensor pushed(const at::Tensor& pulled_by_w, const at::Tensor& direction) {
-    return rowwise(direction, [&](const at::Tensor& row) { return gradients(pulled_by_w, {w_}, row, /*retain_graph=*/true)[0]; });
-  }
-
   const bool symmetric_;
-  at::Tensor w_;
-  std::vector<at::Tensor> pulled_;
+  Jacobian jacobian_;
 };
 
 }  // namespace

@@ -20,6 +20,19 @@ std::vector<at::Tensor> gradients(const at::Tensor& output, const std::vector<at
   return result;
 }
 
+std::vector<at::Tensor> Jacobian::pull(const at::Tensor& w) const {
+  return gradients(output_, inputs_, w, /*retain_graph=*/true);
+}
+
+at::Tensor Jacobian::push(size_t input, const at::Tensor& u) {
+  if (pulled_.empty()) {
+    const at::AutoGradMode grad_mode(true);
+    w_ = at::zeros_like(output_, output_.options().requires_grad(false)).requires_grad_(true);
+    pulled_ = gradients(output_, inputs_, w_, /*retain_graph=*/true, /*create_graph=*/true);
+  }
+  return gradients(pulled_[input], {w_}, u, /*retain_graph=*/true)[0];
+}
+
 at::Tensor leaf(const at::Tensor& value) { return value.detach().requires_grad_(true); }
 
 }  // namespace bilevel

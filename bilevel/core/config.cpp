@@ -43,6 +43,7 @@ struct Section::Node {
   std::variant<Scalar, List, Table> value = Table{};
   int64_t line = 0;  // 0: not from the file
   bool read = false;
+  bool set = false;  // by Config::set
 
   Table* table() { return std::get_if<Table>(&value); }
   Node* child(const std::string& key) {
@@ -320,6 +321,19 @@ void Section::erase(const std::string& key) {
   std::erase_if(*node_->table(), [&](const auto& entry) { return entry.first == key; });
 }
 
+bool Section::was_set(const std::string& key) const {
+  const Node* node = find(key, false);
+  return node && node->set;
+}
+
+std::vector<std::string> Section::unread() const {
+  std::vector<std::string> names;
+  for (const auto& [name, node] : *node_->table()) {
+    if (!node->read) names.push_back(name);
+  }
+  return names;
+}
+
 void Section::finish() const {
   std::vector<std::string> known;
   for (const auto& [name, node] : *node_->table()) {
@@ -381,6 +395,7 @@ void Config::set(std::string_view assignment) {
     }
     node = child;
   }
+  node->set = true;
 }
 
 Section Config::root() const { return {root_, "", file_}; }

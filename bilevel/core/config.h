@@ -33,6 +33,7 @@ class Section {
   bool is_text(const std::string& key) const;  // false where the key is absent
   bool is_number(const std::string& key) const;
   bool is_table(const std::string& key) const;
+  bool was_set(const std::string& key) const;  // by Config::set, and not in the file
   /// The keys in the order of the file; keys added by `Config::set` come last.
   std::vector<std::string> keys() const;
   /// The table of that name, made where it is not there.
@@ -40,6 +41,8 @@ class Section {
   /// Drops a key and all below it: for what a command replaces.
   void erase(const std::string& key);
 
+  /// The keys that nobody has read so far.
+  std::vector<std::string> unread() const;
   /// Throws Error for a key that was not read.
   void finish() const;
   /// Throws Error for each line of `violations` (as an options struct reports them).

@@ -111,5 +111,19 @@ TEST(Config, PathsAreRelativeToTheFile) {
   EXPECT_EQ(x, "/data/a.npy");
 }
 
+TEST(Config, TellsWhatWasSetAndWhatNobodyReadYet) {
+  Config config = Config::parse("[h]\na = 1\nb = 2\n", "c.toml");
+  config.set("h.b=5");
+  config.set("h.c=7");
+  Section h = config.root().section("h");
+  int64_t b = 0;
+  h.read("b", b);
+  EXPECT_FALSE(h.was_set("a"));
+  EXPECT_TRUE(h.was_set("b"));
+  EXPECT_TRUE(h.was_set("c"));
+  EXPECT_FALSE(h.was_set("d"));
+  EXPECT_THAT(h.unread(), ElementsAre("a", "c"));
+}
+
 }  // namespace
 }  // namespace bilevel

@@ -49,6 +49,7 @@ void add_hypergrad(CLI::App& app, Action& action) {
   command->callback([arguments, &action] {
     action = [arguments] {
       const Experiment experiment(arguments->config.load());
+      for (const std::string& note : experiment.task().notes) fmt::print(stderr, "{}\n", note);
       const Hypergradient h = experiment.algorithm().hypergradient(experiment.algorithm().init());
       if (arguments->json) {
         fmt::print("{}\n", to_json(h).dump(-1, ' ', false, Json::error_handler_t::replace));

@@ -15,8 +15,10 @@
 #include "bilevel/core/file.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
-#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/finite_difference.h"
+#include "bilevel/oracle/micro_batch.h"
+#include "bilevel/oracle/native.h"
 #include "bilevel/outer/registry.h"
 #include "bilevel/problem/npy.h"
 
@@ -36,7 +38,8 @@ struct RunSection {
   int64_t seed = 0;
   int64_t threads = at::get_num_threads();  // written down: another number gives other bits
   std::string device = "cpu";
-  std::string oracle = "autodiff";
+  std::string oracle = "auto";
+  int64_t micro_batch = 0;  // samples that are differentiated at once; 0: all of a batch
   std::string algorithm = "double-loop";
 };
 
@@ -47,7 +50,9 @@ void read(Section& run, RunSection& options) {
   if (options.threads < 1) run.fail("threads", fmt::format("{} threads cannot work; 1 or more would be right.", options.threads));
   run.read_choice("device", options.device, {"cpu", "cuda"});
   if (options.device == "cuda" && !at::hasCUDA()) run.fail("device", "this LibTorch sees no CUDA device; use \"cpu\".");
-  run.read_choice("oracle", options.oracle, {"autodiff", "finite-difference"});
+  run.read_choice("oracle", options.oracle, oracle_names());
+  run.read("micro_batch", options.micro_batch);
+  if (options.micro_batch < 0) run.fail("micro_batch", fmt::format("{} samples cannot be; 0 means all.", options.micro_batch));
   run.read_choice("algorithm", options.algorithm, names_of(algorithms()));
 }
 
@@ -69,13 +74,54 @@ at::Tensor read_batches(Section& inner, int64_t samples) {
   return batches;
 }
 
+BatchPlan batches_of(const Section& section, const std::string& key, int64_t size, int64_t samples, const char* which,
+                     const Stream& stream) {
+  if (size < 0 || size > samples) {
+    section.fail(key, fmt::format("{} does not fit the {} {} samples; 0 means all of them.", size, samples, which));
+  }
+  return size == 0 || size == samples ? BatchPlan::full() : BatchPlan::shuffled(samples, size, stream);
+}
+
 BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
   int64_t size = 0;
   outer.read("batch", size);
-  if (size < 0 || size > samples) {
-    outer.fail("batch", fmt::format("{} does not fit the {} outer samples; 0 means all of them.", size, samples));
+  return batches_of(outer, "batch", size, samples, "outer", Stream(seed, "outer batches"));
+}
+
+/// After --set has put in another estimator, rule or solver, the file still has the keys of the one before: those that some other
+/// one would know are dropped and told of. What nobody knows stays an error.
+void drop_keys_of_others(Section& section, const std::string& table, const std::string& chosen_by,
+                         const std::vector<std::string>& known, std::vector<std::string>& notes) {
+  for (const std::string& key : section.unread()) {
+    if (section.was_set(key) || std::find(known.begin(), known.end(), key) == known.end()) continue;
+    section.erase(key);
+    notes.push_back(fmt::format("{0}.{1} is ignored: what --set {0}.{2} has put in does not know it.", table, key, chosen_by));
   }
-  return size == 0 || size == samples ? BatchPlan::full() : BatchPlan::shuffled(samples, size, Stream(seed, "outer batches"));
+}
+
+std::vector<std::string> inner_keys(const Problem& problem) {
+  std::vector<std::string> found;
+  const auto take = [&](const std::string& key, const std::string& name) {
+    Section section = Config::parse(fmt::format("{} = \"{}\"", key, name), "keys").root();
+    try {
+      make_inner_solver(section, problem, problem.initial_outer(), 0, {});
+    } catch (const Error&) {  // one that does not serve this problem has said its keys nevertheless
+    }
+    for (const std::string& read : section.keys()) found.push_back(read);
+  };
+  for (const auto& row : rules()) take("rule", row.name);
+  for (const auto& row : inner_solvers()) take("solver", row.name);
+  return found;
+}
+
+std::vector<std::string> outer_keys() {
+  std::vector<std::string> found;
+  for (const auto& row : outer_optimizers()) {
+    Section section = Config::parse("", "keys").root();
+    row.make(section);
+    for (const std::string& read : section.keys()) found.push_back(read);
+  }
+  return found;
 }
 
 }  // namespace
@@ -113,19 +159,42 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   options.seed = seed;
   options.warm_q = options.start == Start::kWarm;
   hypergradient.read("warm_start", options.warm_q);
+  int64_t hvp_batch = 0, cross_batch = 0;
+  hypergradient.read("hvp_batch", hvp_batch);
+  hypergradient.read("cross_batch", cross_batch);
+  hypergradient.read("variance_samples", options.variance_samples);
+  hypergradient.check(options.violations());
+  std::vector<std::string> notes;
+  for (const char* key : {"estimator", "solver"}) {
+    if (hypergradient.was_set(key)) drop_keys_of_others(hypergradient, "hypergradient", key, estimator_keys(), notes);
+  }
   hypergradient.finish();
 
   task_ = make(config_, device_);
+  task_.notes.insert(task_.notes.end(), notes.begin(), notes.end());
   const Problem& problem = *task_.problem;
+  options.hvp_batches =
+      batches_of(hypergradient, "hvp_batch", hvp_batch, problem.inner_samples(), "inner", Stream(seed, "hvp batches"));
+  options.cross_batches =
+      batches_of(hypergradient, "cross_batch", cross_batch, problem.inner_samples(), "inner", Stream(seed, "cross batches"));
   options.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
+  if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "rule", outer_keys(), task_.notes);
   outer.finish();
   const at::Tensor batches = read_batches(inner, problem.inner_samples());
   std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
+  for (const char* key : {"rule", "solver"}) {
+    if (inner.was_set(key)) drop_keys_of_others(inner, "inner", key, inner_keys(problem), task_.notes);
+  }
   inner.finish();
 
-  first_order_ = std::make_unique<AutodiffOracle>(problem);
-  if (run.oracle == "finite-difference") differences_ = std::make_unique<FiniteDifferenceOracle>(*first_order_);
-  oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : *first_order_);
+  if (run.oracle == "native" && !NativeOracle::takes(problem)) {
+    run_section.fail("oracle", "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
+  }
+  first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle);
+  if (run.micro_batch > 0) micro_batches_ = std::make_unique<MicroBatchOracle>(*first_order_, run.micro_batch);
+  const Oracle& exact = micro_batches_ ? *micro_batches_ : *first_order_;
+  if (run.oracle == "finite-difference") differences_ = std::make_unique<FiniteDifferenceOracle>(exact);
+  oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : exact);
   algorithm_ =
       std::make_unique<DoubleLoop>(*oracle_, std::move(solver), std::move(estimator), std::move(optimizer), std::move(options));
 }

@@ -42,7 +42,7 @@ class Experiment {
   c10::Device device_ = c10::Device(c10::kCPU);
   std::unique_ptr<ThreadsGuard> threads_;
   Task task_;
-  std::unique_ptr<Oracle> first_order_, differences_;
+  std::unique_ptr<Oracle> first_order_, micro_batches_, differences_;
   std::unique_ptr<CountedOracle> oracle_;
   std::unique_ptr<DoubleLoop> algorithm_;
   DriverOptions driver_;

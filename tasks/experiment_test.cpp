@@ -147,5 +147,43 @@ TEST_F(ExperimentTest, RefusesToResumeWithOtherData) {
   EXPECT_THAT(message([&] { resume_experiment(at("run")); }), HasSubstr("have the data changed?"));
 }
 
+TEST(Experiment, IgnoresKeysOfTheEstimatorThatSetHasReplacedAndSaysSo) {
+  // As in a file: solver and iterations belong to implicit.
+  std::string text = kConfig;
+  const std::string old = "estimator = \"unrolled\"";
+  text.replace(text.find(old), old.size(), "estimator = \"implicit\"\nsolver = \"cg\"\niterations = 5");
+  Config replaced = Config::parse(text, "digits.toml");
+  replaced.set("hypergradient.estimator=unrolled");
+  const Experiment experiment(std::move(replaced));
+  ASSERT_EQ(experiment.task().notes.size(), 2u);
+  EXPECT_THAT(experiment.task().notes[0], HasSubstr("hypergradient.solver is ignored"));
+  EXPECT_THAT(experiment.text(), testing::Not(HasSubstr("solver = \"cg\"")));
+  // In the file itself, on the command line, and where nobody knows the key, it stays an error.
+  std::string in_file = text;
+  in_file.replace(in_file.find("\"implicit\""), 10, "\"unrolled\"");
+  EXPECT_THAT(message([&] { const Experiment e(Config::parse(in_file, "digits.toml")); }), HasSubstr("unknown key"));
+  Config both = Config::parse(kConfig, "digits.toml");
+  both.set("hypergradient.estimator=unrolled");
+  both.set("hypergradient.iterations=7");
+  EXPECT_THAT(message([&] { const Experiment e(std::move(both)); }), HasSubstr("unknown key"));
+  Config typo =
+      Config::parse(text.substr(0, text.find("iterations")) + "iteratoins" + text.substr(text.find("iterations") + 10), "t");
+  typo.set("hypergradient.estimator=unrolled");
+  EXPECT_THAT(message([&] { const Experiment e(std::move(typo)); }), HasSubstr("iteratoins: unknown key"));
+}
+
+TEST(Experiment, ReadsABatchForEachRoleAndTheNumberOfDraws) {
+  const std::vector<std::string> sets = {"hypergradient.estimator=implicit", "hypergradient.hvp_batch=8",
+                                         "hypergradient.cross_batch=9", "hypergradient.variance_samples=3", "outer.batch=10"};
+  const Experiment experiment(config(sets));
+  const Hypergradient h = experiment.algorithm().hypergradient(experiment.algorithm().init());
+  ASSERT_TRUE(h.certificate.standard_error.has_value());
+  EXPECT_GT(*h.certificate.standard_error, 0.0);
+  EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.estimator=implicit", "hypergradient.hvp_batch=41"})); }),
+              HasSubstr("does not fit the 40 inner samples"));
+  EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.hvp_batch=8"})); }), HasSubstr("hvp_batch"));
+  EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.variance_samples=0"})); }), HasSubstr("variance_samples"));
+}
+
 }  // namespace
 }  // namespace bilevel

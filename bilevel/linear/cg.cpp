@@ -187,6 +187,9 @@ class ConjugateGradients {
       if (std::isnan(values[i])) {
         result.status = Status::kNonFinite;
         result.message = fmt::format("The product of iteration {} is not finite.", iteration_ + 1);
+      } else if (!(rows_[i].rz > 0)) {
+        result.status = Status::kIndefinite;
+        result.message = fmt::format("The preconditioner is not positive definite, as iteration {} shows.", iteration_ + 1);
       } else if (values[i] <= 0) {
         result.status = Status::kIndefinite;
         const at::Tensor p = p_[static_cast<int64_t>(i)];

@@ -31,6 +31,7 @@ struct Row {
   double unit = 1;     // true residual / φ̄ where the recursion began: 1 without M
   double target = 0;   // estimate of the residual at which to look at the true one
   double drifted = 0;  // the true residual where the recursive one was last found to be nothing but rounding
+  bool crooked = false;  // rᵀM⁻¹r < 0
   bool fresh = true;   // no Lanczos vector but the first
   bool closed = false;  // the Krylov space is invariant
   bool measured = true;
@@ -103,6 +104,7 @@ class MinimalResiduals {
     row.beta = row.phi_bar = std::sqrt(uz);
     row.beta_before = row.s = row.d_bar = row.epsilon = 0;
     row.c = -1;
+    row.crooked = uz < 0;
     row.unit = precondition_ && uz > 0 ? length / row.beta : 1;
     row.target = tolerance_;
     row.fresh = true;
@@ -150,10 +152,11 @@ class MinimalResiduals {
   /// The rotation of this iteration. True where the row has failed.
   bool rotate(Row& row, double alpha, double uz) {
     const double epsilon = system_.epsilon();
-    if (!std::isfinite(alpha) || !std::isfinite(uz) || uz < -epsilon) {
-      row.result.status = Status::kNonFinite;
+    row.crooked = row.crooked || uz < -epsilon;
+    if (!std::isfinite(alpha) || !std::isfinite(uz) || row.crooked) {
+      row.result.status = row.crooked ? Status::kIndefinite : Status::kNonFinite;
       row.result.message =
-          uz < -epsilon ? fmt::format("The preconditioner is not positive definite, as iteration {} shows.", iteration_ + 1)
+          row.crooked ? fmt::format("The preconditioner is not positive definite, as iteration {} shows.", iteration_ + 1)
                         : fmt::format("The product of iteration {} is not finite.", iteration_ + 1);
       row.gamma = 1;
       return true;

@@ -59,6 +59,26 @@ TEST(Neumann, ItsErrorShrinksByTheLargestOneMinusScaleTimesEigenvalue) {
   }
 }
 
+// At 1e6 no one waits for the end: the error after K products is (1 − sλ)^{K+1} of what it was, which goes to zero.
+TEST(Neumann, ItsErrorShrinksAsTheoryHasItOnEachCondition) {
+  for (const double condition : {10.0, 1e3, 1e6}) {
+    const at::Tensor lambda = at::tensor(spectrum(12, 1 / condition, 1.0), at::kDouble), exact = vector(12, 3);
+    Operator A;
+    A.dim = 12;
+    A.apply = [&](const at::Tensor& v) { return lambda * v; };
+    for (const int64_t K : {50, 3000}) {
+      const at::Tensor expected = (1 - lambda).pow(K + 1) * exact;
+      if (length(expected) < 1e-9) continue;
+      EXPECT_LT(distance(exact - neumann(A, lambda * exact, K, 1.0).solution, expected), 1e-6) << condition << ", " << K;
+      EXPECT_GT(distance((1 - lambda).pow(K) * exact, expected), 1e-6) << "a term less would pass";
+    }
+    if (condition > 1e3) continue;
+    const auto result = neumann(A, lambda * exact, 40000, 1.0);
+    EXPECT_EQ(result.status, Status::kIterationLimit) << "rounding is no divergence: " << result.message;
+    EXPECT_LT(distance(result.solution, exact), 1e-11) << condition;
+  }
+}
+
 TEST(Neumann, StopsAtATolerance) {
   const at::Tensor M = symmetric(spectrum(8, 0.4, 10.0));
   const at::Tensor b = vector(8);

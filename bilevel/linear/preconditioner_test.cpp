@@ -141,6 +141,21 @@ TEST(Preconditioner, NoneIsMadeFromProductsThatSayNothing) {
   }
 }
 
+TEST(Preconditioner, OneThatIsNotPositiveDefiniteIsReported) {
+  const at::Tensor M = symmetric(spectrum(10, 0.1, 10.0)), b = vector(10);
+  const at::Tensor signs = at::tensor({1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0}, at::kDouble);
+  for (const at::Tensor& P : {-at::ones_like(b), signs}) {
+    Operator A = product_with(M);
+    A.precondition = [&](const at::Tensor& v) { return v * P; };
+    for (const LinearResult& result : {Cg({}).solve(A, b, {}), Minres({}).solve(A, b, {})}) {
+      EXPECT_EQ(result.status, Status::kIndefinite) << result.message;
+      EXPECT_NE(result.message.find("preconditioner"), std::string::npos) << result.message;
+      EXPECT_TRUE(result.solution.isfinite().all().item<bool>());
+      EXPECT_LE(result.relative_residual, 1);
+    }
+  }
+}
+
 TEST(Preconditioner, IsReadByNameOrAsTheBooleanOfOld) {
   const auto parse = [](const std::string& text) {
     Section section = Config::parse(text, "test.toml").root();

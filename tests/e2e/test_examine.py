@@ -1,0 +1,178 @@
+"""`bilevel doctor`, `plan` and `explain`."""
+import json
+import math
+
+import pytest
+
+from test_run import RIDGE, closed_form, npy
+
+MLP = """
+[problem]
+task = "supervised"
+model = "mlp"
+hidden = [8]
+[problem.hyperparameters]
+l2 = { per = "layer", init = -4.0 }
+[data]
+inner = { builtin = "digits", count = 80 }
+outer = { builtin = "digits", first = 80, count = 60 }
+[inner]
+steps = 150
+lr = 0.05
+start = "cold"
+[hypergradient]
+estimator = "unrolled"
+[outer]
+steps = 3
+"""
+
+
+@pytest.fixture
+def ridge(tmp_path):
+    npy(tmp_path / "x.npy", [1.0, 2.0], shape=(2, 1))
+    npy(tmp_path / "t.npy", [1.0, 3.0])
+    npy(tmp_path / "vx.npy", [1.0, 1.0], shape=(2, 1))
+    npy(tmp_path / "vt.npy", [1.0, 2.0])
+    config = tmp_path / "ridge.toml"
+    config.write_text(RIDGE)
+    return config
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    config = tmp_path / "mlp.toml"
+    config.write_text(MLP)
+    return config
+
+
+def trials(diagnosis):
+    return {trial["name"]: trial for trial in diagnosis["trials"]}
+
+
+def test_doctor_measures_against_the_closed_form(bilevel, ridge):
+    diagnosis = json.loads(bilevel("doctor", ridge, "--json").stdout)
+    _, _, slope = closed_form(-1.0)
+    assert diagnosis["reference"]["norm"] == pytest.approx(abs(slope), rel=1e-9)
+    assert diagnosis["reference"]["differentiates"] == "F" and diagnosis["reference"]["trusted"]
+    found = trials(diagnosis)
+    own = next(trial for trial in diagnosis["trials"] if trial["configured"])
+    assert own["name"].startswith("implicit · dense") and own["error"] < 1e-9 and own["cosine"] == pytest.approx(1)
+    assert found["unrolled"]["error"] < 1e-6
+    # For one weight the step size 0.3 stands for 1/H, H = 2.5 + e^-1.
+    assert found["identity"]["norm_ratio"] == pytest.approx(0.3 * (2.5 + math.exp(-1)), rel=1e-6)
+    assert found["identity"]["error"] == pytest.approx(1 - 0.3 * (2.5 + math.exp(-1)), rel=1e-5)
+    names = [trial["name"] for trial in diagnosis["trials"]]
+    for estimator in bilevel("list", "estimators").stdout.splitlines():
+        assert any(name.split(" · ")[0] == estimator.split()[0] for name in names), estimator
+    advice = diagnosis["recommendation"]
+    assert advice["within_1_percent"] and advice["toml"].startswith("[hypergradient]\nestimator = ")
+
+
+def test_the_recommended_lines_are_a_configuration(bilevel, ridge, tmp_path):
+    diagnosis = json.loads(bilevel("doctor", ridge, "--json").stdout)
+    head, _, tail = RIDGE.partition("[hypergradient]")
+    (tmp_path / "better.toml").write_text(head + diagnosis["recommendation"]["toml"] + tail[tail.index("[outer]"):])
+    done = json.loads(bilevel("hypergrad", "better.toml", "--json").stdout)
+    assert done["norm"] == pytest.approx(diagnosis["reference"]["norm"], rel=0.011)
+
+
+def test_doctor_says_that_the_inner_solve_stops_too_early(bilevel, ridge, tmp_path):
+    done = bilevel("doctor", ridge, "--set", "inner.steps=1", "--html", "doctor.html")
+    assert "Far from stationary" in done.stdout and "To paste" in done.stdout and "[hypergradient]" in done.stdout
+    page = (tmp_path / "doctor.html").read_text()
+    assert "Scatter chart" in page and "Far from stationary" in page
+
+
+def test_doctor_unrolls_where_the_network_is_not_convex(bilevel, mlp):
+    diagnosis = json.loads(bilevel("doctor", mlp, "--set", "inner.steps=10", "--seconds", "30", "--json").stdout)
+    assert diagnosis["reference"]["differentiates"] == "F_T"
+    assert any(trap.startswith("Indefinite") for trap in diagnosis["traps"])
+    assert trials(diagnosis)["unrolled"]["error"] < 1e-3
+
+
+def test_doctor_looks_after_some_outer_steps(bilevel, ridge):
+    diagnosis = json.loads(bilevel("doctor", ridge, "--after", "2", "--json").stdout)
+    a = -1.0
+    for _ in range(2):
+        a -= closed_form(a)[2]
+    assert diagnosis["reference"]["norm"] == pytest.approx(abs(closed_form(a)[2]), rel=1e-6)
+
+
+def test_plan_counts_what_the_run_will_ask_and_hold(bilevel, mlp, tmp_path):
+    plan = json.loads(bilevel("plan", mlp, "--json").stdout)
+    bilevel("run", mlp, "--out", "out")
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    step = plan["configured"]["step"]
+    assert plan["steps"] == 3 and plan["configured"]["measured"] and plan["configured"]["probes"] >= 2
+    for kind in ("forwards", "gradients", "hvps", "cross_products"):
+        assert step[kind] == log[-1]["cost"][kind]
+    assert step["peak_bytes"] == pytest.approx(log[-1]["machine"]["peak_bytes"], rel=0.05)
+    ways = {one["name"]: one["step"]["peak_bytes"] for one in plan["forecasts"]}
+    for memory in ("graphs", "states", "checkpoints"):
+        bilevel("run", mlp, "--out", memory, "--set", f"hypergradient.memory={memory}")
+        record = json.loads((tmp_path / memory / "log.jsonl").read_text().splitlines()[-1])
+        assert ways[f'memory = "{memory}"'] == pytest.approx(record["machine"]["peak_bytes"], rel=0.25), memory
+
+
+def test_plan_fits_a_run_into_a_limit(bilevel, mlp, tmp_path):
+    free = json.loads(bilevel("plan", mlp, "--json").stdout)
+    assert free["choice"]["fits"]
+    limit = free["configured"]["total"]["peak_bytes"] // 3
+    refused = bilevel("plan", mlp, "--memory", str(limit), "--json", code=1)
+    assert json.loads(refused.stdout)["choice"] is None
+    assert "Nothing foreseen fits" in json.loads(refused.stdout)["advice"]
+    assert bilevel("plan", mlp, "--memory", "much", code=2).stdout == ""
+
+
+def test_explain_sums_to_the_hypergradient(bilevel, ridge, tmp_path):
+    bilevel("run", ridge, "--out", "out", "--set", "outer.steps=2")
+    done = bilevel("explain", "out", "--hyperparameter", "l2", "--json")
+    explained = json.loads(done.stdout)
+    a = -1.0
+    for _ in range(2):
+        a -= closed_form(a)[2]
+    w, _, slope = closed_form(a)
+    assert explained["step"] == 2 and explained["start"] == -1.0
+    assert explained["x"] == pytest.approx(a, abs=1e-8)
+    assert explained["value"] == pytest.approx(slope, abs=1e-8)
+    assert sum(part["value"] for part in explained["parts"]) + explained["direct"] == pytest.approx(explained["value"], abs=1e-12)
+    # f_k = ½ (w − t_k)², so that its share is (w − t_k) dw/da / 2, t = (1, 2).
+    answer = -w * math.exp(a) / (2.5 + math.exp(a))
+    for sample in explained["samples"]:
+        assert sample["value"] == pytest.approx((w - [1, 2][sample["index"]]) * answer / 2, abs=1e-8)
+    assert {sample["index"] for sample in explained["samples"]} == {0, 1}
+    assert "Why l2 moves" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_explain_reaches_the_steps_that_were_not_kept(bilevel, ridge, tmp_path):
+    bilevel("run", ridge, "--out", "out")
+    a = -1.0
+    for step in range(4):
+        explained = json.loads(bilevel("explain", "out", "--hyperparameter", "l2", "--step", step, "--json").stdout)
+        assert explained["x"] == pytest.approx(a, abs=1e-8)
+        assert explained["value"] == pytest.approx(closed_form(a)[2], abs=1e-8)
+        a -= closed_form(a)[2]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"Why l2 moves, at step {step}" in page for step in range(4))
+    before = page
+    bilevel("explain", "out", "--hyperparameter", "l2", "--step", "5", code=2)
+    bilevel("explain", "out", "--hyperparameter", "l2[0]", code=2)
+    done = bilevel("explain", "out", "--hyperparameter", "l1", code=2)
+    assert "l2" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "report.html").read_text() == before
+
+
+def test_explain_shows_the_images(bilevel, mlp, tmp_path):
+    bilevel("run", mlp, "--out", "out", "--set", "outer.steps=1", "--set", "inner.steps=40")
+    done = bilevel("explain", "out", "--hyperparameter", "l2[0]", "--top", "5")
+    assert "By outer sample" in done.stdout and "█" in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    kept = json.loads((tmp_path / "out" / "explanations.json").read_text())
+    assert [len(one["samples"]) for one in kept] == [5]
+
+
+def test_the_job_of_several_stages_is_refused(bilevel, tmp_path):
+    (tmp_path / "job.toml").write_text('[problem]\ntask = "reweight"\n[data]\nbuiltin = "digits"\n')
+    for command in ("doctor", "plan"):
+        assert "several stages" in bilevel(command, "job.toml", code=2).stderr

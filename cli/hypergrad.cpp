@@ -22,6 +22,7 @@ void print_text(const Hypergradient& h, const Layout& layout) {
   fmt::print("differentiates   {}\nstationarity     {:.3g}\n", h.certificate.differentiates, h.certificate.stationarity);
   if (h.certificate.relative_residual) fmt::print("linear residual  {:.3g} (relative)\n", *h.certificate.relative_residual);
   if (h.certificate.error_bound) fmt::print("error at most    {:.3g} (2-norm)\n", *h.certificate.error_bound);
+  if (h.certificate.standard_error) fmt::print("standard error   {:.3g} (2-norm)\n", *h.certificate.standard_error);
   if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g}\n", *h.certificate.distance_to_F);
   fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients,
              h.cost.hvps, h.cost.cross_products, h.cost.forwards, h.cost.seconds);

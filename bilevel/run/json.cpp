@@ -19,6 +19,8 @@ Json to_json(const Certificate& certificate) {
           {"stationarity", certificate.stationarity},
           {"relative_residual", optional(certificate.relative_residual)},
           {"error_bound", optional(certificate.error_bound)},
+          {"bound_reason", certificate.bound_reason},
+          {"standard_error", optional(certificate.standard_error)},
           {"distance_to_F", optional(certificate.distance_to_F)}};
 }
 

@@ -18,6 +18,7 @@
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"
 #include "bilevel/inner/step_size.h"
+#include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/autograd.h"
 
 namespace bilevel {
@@ -133,11 +134,23 @@ TrajectoryPolicy Unrolled::trajectory() const {
 }
 
 std::vector<std::string> Unrolled::objections(const Problem& problem, const InnerSolver& solver) const {
-  if (dynamic_cast<const RuleSolver*>(&solver) != nullptr) return object_to_constraints(problem, "unrolled");
-  return {fmt::format(
-      "Unrolling goes back through the steps of an update rule, and the inner solver \"{}\" is none. Use a rule such as "
-      "\"sgd\", or estimator = \"implicit\".",
-      solver.name())};
+  const auto* rule_solver = dynamic_cast<const RuleSolver*>(&solver);
+  if (rule_solver == nullptr) {
+    return {fmt::format(
+        "Unrolling goes back through the steps of an update rule, and the inner solver \"{}\" is none. Use a rule such as "
+        "\"sgd\", or estimator = \"implicit\".",
+        solver.name())};
+  }
+  if (options_.budget == 0) return {};
+  try {  // whether the budget will do is metered on one step
+    const AutodiffOracle oracle(problem);
+    const at::Tensor x = problem.initial_outer(), y = problem.initial_inner(x, 0).detach();
+    const Trajectory trial(*rule_solver, {oracle, x, 0, 0, rule_solver->rule().default_h(y)}, trajectory(),
+                           rule_solver->options().steps);
+    return {};
+  } catch (const Error& error) {
+    return {error.what()};
+  }
 }
 
 Hypergradient Unrolled::estimate(const EstimatorInput& in) const {

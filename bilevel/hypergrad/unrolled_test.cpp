@@ -244,5 +244,49 @@ TEST(Unrolled, RefusesSolversThatTakeNoStepsOfARule) {
   EXPECT_THROW(Unrolled({.steps = -1}), Error);
 }
 
+// Bytes of the solve and the estimate together stay within any budget that is not refused, and the numbers are those of graphs.
+void expect_within_budgets(const Problem& problem, const PlainRule& rule, int64_t steps, int64_t last) {
+  const at::Tensor x = problem.initial_outer();
+  const RuleSolver solver = rule_solver(rule, steps);
+  const at::Tensor graphs = estimate(Unrolled({.steps = last}), problem, solver, x).value;
+  int64_t least = 0, tried = 0;
+  for (int64_t budget = 2000; budget < 60'000'000; budget = budget * 8 / 5) {
+    const Unrolled unrolled({.steps = last, .memory = Memory::kCheckpoints, .budget = budget});
+    const auto objections = unrolled.objections(problem, solver);
+    if (!objections.empty()) {
+      EXPECT_EQ(least, 0) << "a larger budget was refused";
+      EXPECT_THAT(objections[0], HasSubstr("is the least"));
+      continue;
+    }
+    if (least == 0) least = budget;
+    ++tried;
+    const MemoryMeter meter;
+    const at::Tensor value = estimate(unrolled, problem, solver, x).value;
+    EXPECT_LE(meter.peak_bytes(), budget);
+    EXPECT_LT(relative_error(value, graphs), 1e-12);
+  }
+  EXPECT_GT(least, 2000);
+  EXPECT_GE(tried, 5);
+}
+
+TEST(Unrolled, StaysWithinAByteBudgetAndGivesTheSameNumbers) {
+  PlainRule momentum = plain(0.01), adam = plain(0.01);
+  momentum.momentum = 0.5;
+  adam.kind = PlainRule::Kind::kAdam;
+  const MlpProblem wide({.features = 10, .hidden = 40, .inner_samples = 50});
+  expect_within_budgets(wide, momentum, 30, 0);
+  expect_within_budgets(wide, adam, 30, 12);
+  expect_within_budgets(LogisticWeightsProblem({.features = 4, .inner_samples = 3000}), plain(0.5), 20, 0);  // dx ≫ dy
+  expect_within_budgets(RidgeProblem({.features = 1000, .inner_samples = 10, .outer_samples = 300}), momentum, 25, 0);
+}
+
+TEST(Unrolled, RefusesABudgetWithoutCheckpoints) {
+  EXPECT_THROW(Unrolled({.budget = 1000}), Error);
+  Section section = Config::parse("memory = \"checkpoints\"\nbudget = \"3 MB\"", "u.toml").root();
+  UnrolledOptions options;
+  read(section, options);
+  EXPECT_EQ(options.budget, 3'000'000);
+}
+
 }  // namespace
 }  // namespace bilevel

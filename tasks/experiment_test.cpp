@@ -172,6 +172,18 @@ TEST(Experiment, IgnoresKeysOfTheEstimatorThatSetHasReplacedAndSaysSo) {
   EXPECT_THAT(message([&] { const Experiment e(std::move(typo)); }), HasSubstr("iteratoins: unknown key"));
 }
 
+TEST(Experiment, IgnoresKeysOfTheRulesThatSetHasReplaced) {
+  std::string text = kConfig;
+  text.replace(text.find("lr = 0.1"), 8, "rule = \"sgd\"\nmomentum = 0.9\nlr = 0.1");
+  Config replaced = Config::parse(text, "digits.toml");
+  replaced.set("inner.rule=adam");
+  replaced.set("outer.rule=sgd");
+  const Experiment experiment(std::move(replaced));
+  ASSERT_EQ(experiment.task().notes.size(), 1u);
+  EXPECT_THAT(experiment.task().notes[0], HasSubstr("inner.momentum is ignored"));
+  EXPECT_THAT(message([] { const Experiment e(config({"inner.rule=adam", "inner.momentum=0.9"})); }), HasSubstr("unknown key"));
+}
+
 TEST(Experiment, ReadsABatchForEachRoleAndTheNumberOfDraws) {
   const std::vector<std::string> sets = {"hypergradient.estimator=implicit", "hypergradient.hvp_batch=8",
                                          "hypergradient.cross_batch=9", "hypergradient.variance_samples=3", "outer.batch=10"};

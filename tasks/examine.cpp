@@ -122,6 +122,9 @@ PlanMaker plan_maker(Config config) {
     subject.algorithm = &experiment->algorithm();
     subject.steps = experiment->driver_options().steps;
     subject.inner_steps = steps_of(experiment->algorithm().solver());
+    const auto* rule = dynamic_cast<const RuleSolver*>(&experiment->algorithm().solver());
+    const int64_t batch = rule ? rule->options().batch : 0;
+    subject.samples = batch > 0 ? batch : experiment->problem().inner_samples();
     subject.keeps_trajectory = experiment->algorithm().estimator().trajectory().keep;
     subject.owner = experiment;
     return subject;

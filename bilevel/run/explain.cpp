@@ -13,7 +13,9 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
+#include "bilevel/hypergrad/active_set.h"
 #include "bilevel/hypergrad/assembly.h"
+#include "bilevel/hypergrad/optimality.h"
 #include "bilevel/linear/cg.h"
 #include "bilevel/linear/dense.h"
 #include "bilevel/linear/registry.h"
@@ -61,12 +63,10 @@ std::pair<at::Tensor, at::Tensor> shares_of(const Problem& problem, const at::Te
   return {shares.detach() / static_cast<double>(losses.size(0)), losses.detach()};
 }
 
-void check_that_x_enters(const Problem& problem, int64_t index) {
-  if (!problem.has_rule_hyperparameters() && !problem.initial_inner_depends_on_outer()) return;
+void check_that_x_enters(const Problem& problem, const InnerSolver& solver, int64_t index) {
   const std::string name = problem.outer_layout().element_name(index);
-  for (const std::string& objection : object_to_parts_beyond_the_inner_loss(problem, "explain")) {
-    const size_t bracket = name.find('[');
-    if (objection.starts_with('"' + name.substr(0, bracket) + '"')) throw Error("explain: " + objection);
+  for (const std::string& objection : object_to_parts_beyond_the_inner_problem(problem, solver)) {
+    if (objection.starts_with('"' + name.substr(0, name.find('[')) + '"')) throw Error("explain: " + objection);
   }
 }
 
@@ -140,9 +140,10 @@ Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::T
   const Problem& problem = oracle.problem();
   for (const auto& violation : options.violations()) throw Error(fmt::format("explain: {}.", violation));
   require(index >= 0 && index < x.numel(), fmt::format("explain: index {} is not below the {} elements of x.", index, x.numel()));
-  require(!problem.has_inner_constraints(),
-          "explain: y is constrained in this problem, and only free inner problems can be taken apart.");
-  check_that_x_enters(problem, index);
+  check_that_x_enters(problem, solver, index);
+  require(solver.stops_at_stationarity(),
+          fmt::format("explain: nothing says where the inner solver \"{}\" stops, so there is no condition to differentiate.",
+                      solver.name()));
 
   const at::NoGradGuard no_grad;
   const int64_t k = problem.inner_problems();
@@ -158,23 +159,31 @@ Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::T
 
   at::Tensor losses;
   bool indefinite = false;
+  std::string kink;
   for (int64_t s = 0; s < k; ++s) {
     const at::Tensor y_s = k == 1 ? y.reshape({-1}) : y.select(0, s);
     check_point(problem, x, y_s, "explain");
     Batch batch;
     batch.slice = s;
     const Gradients outer = oracle.outer(x, y_s, batch);
-    const auto linearization = oracle.linearize_inner(x, y_s, batch);
-    const double shift = solver.coupled_weight_decay() + options.damping;
+    const auto given = oracle.linearize_inner(x, y_s, batch);
+    const Optimality moved = optimality(solver, problem, x, y_s, *given);
+    Linearization& free = moved.linearization ? *moved.linearization : *given;
+    std::unique_ptr<ActiveSet> active;
+    if (problem.has_inner_constraints()) {
+      active = std::make_unique<ActiveSet>(problem, x, y_s, free, x.scalar_type() == at::kDouble ? 1e-7 : 1e-4);
+      if (kink.empty()) kink = active->kink();
+    }
+    Linearization& r = active ? *active : free;
     Operator A;
     A.dim = y_s.size(0);
     A.blocks = true;
-    A.symmetric = linearization->symmetric();
-    A.apply = [&](const at::Tensor& v) { return linearization->jvp_y(v) + shift * v; };
-    if (!A.symmetric) A.apply_transposed = [&](const at::Tensor& v) { return linearization->vjp(v).y + shift * v; };
-    A.precondition = problem.inner_preconditioner(x);
+    A.symmetric = r.symmetric();
+    A.apply = [&r, &options](const at::Tensor& v) { return r.jvp_y(v) + options.damping * v; };
+    if (!A.symmetric) A.apply_transposed = [&r, &options](const at::Tensor& v) { return r.vjp(v).y + options.damping * v; };
+    if (!active) A.precondition = problem.inner_preconditioner(x);
 
-    const at::Tensor c = linearization->jvp_x(e);
+    const at::Tensor c = r.jvp_x(e);
     const LinearResult q = solve(transposed(A), outer.y, options);
     const at::Tensor product = c * q.solution;  // cᵀ q, element by element
     for (size_t l = 0; l < out.parts.size(); ++l) {
@@ -186,8 +195,7 @@ Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::T
     out.direct += direct / n;
     out.implicit += implicit / n;
     if (k > 1) out.inner_problems.push_back((direct + implicit) / n);
-    out.stationarity =
-        std::max(out.stationarity, (linearization->residual() + solver.coupled_weight_decay() * y_s).norm().item<double>());
+    out.stationarity = std::max(out.stationarity, r.residual().norm().item<double>());
     out.residual = std::max(out.residual, q.relative_residual);
     indefinite = indefinite || q.status == Status::kIndefinite;
 
@@ -202,14 +210,22 @@ Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::T
   if (out.shares.defined()) list_samples(out, losses, options.most_samples);
 
   const bool finite = std::isfinite(out.value);
-  out.message =
-      !finite ? "The component is not finite."
-      : out.residual > kResidualWarning
-          ? fmt::format("The linear solves left a relative residual of {:.1e}, so the parts are right to about as much.",
-                        out.residual)
-      : indefinite ? "The inner Hessian is singular or indefinite at this point, so that y* need not move as the split says."
-                   : fmt::format("Both splits are exact to {:.1e} (residual {:.1e}).", out.mismatch, out.residual);
-  out.grade = !finite ? Grade::kBad : out.residual > kResidualWarning || indefinite ? Grade::kWarn : Grade::kOk;
+  if (!finite) {
+    out.grade = Grade::kBad;
+    out.message = "The component is not finite.";
+  } else if (!kink.empty()) {
+    out.grade = Grade::kBad;
+    out.message = kink;
+  } else if (out.residual > kResidualWarning) {
+    out.grade = Grade::kWarn;
+    out.message = fmt::format("The linear solves left a relative residual of {:.1e}, so the parts are right to about as much.",
+                              out.residual);
+  } else if (indefinite) {
+    out.grade = Grade::kWarn;
+    out.message = "The inner Hessian is singular or indefinite at this point, so that y* need not move as the split says.";
+  } else {
+    out.message = fmt::format("Both splits are exact to {:.1e} (residual {:.1e}).", out.mismatch, out.residual);
+  }
   return out;
 }
 

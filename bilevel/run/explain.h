@@ -46,7 +46,7 @@ struct Explanation {
   int64_t index = 0, outer_size = 0;
   int64_t step = 0;  // x after so many updates
   double x = 0;
-  std::optional<double> start;  // of x, where the run began; filled in by whoever knows the run
+  std::optional<double> start;                 // of x, where the run began; filled in by whoever knows the run
   double value = 0, direct = 0, implicit = 0;  // value = direct + implicit
   std::vector<Part> parts;                     // sum to implicit; the greatest first
   at::Tensor shares;                           // [n], sum to value; undefined where the problem offers no sample losses
@@ -59,8 +59,9 @@ struct Explanation {
   std::string message;  // one sentence
 };
 
-/// Takes dF/dx_index apart at (x, y), y [dy] or [k, dy] for k inner problems. Throws Error for a problem with constraints on y,
-/// and for an element that moves the inner problem only through the update rule or the starting point.
+/// Takes dF/dx_index apart at (x, y), y [dy] or [k, dy] for k inner problems. r is what `solver` drives to zero, on the active
+/// set where y is constrained, as for the implicit estimator. Throws Error for an element that moves the inner problem only
+/// through the way to its solution, and for a solver of which nothing says where it stops.
 Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::Tensor& x, const at::Tensor& y, int64_t index,
                     const ExplainOptions& options = {});
 

@@ -128,7 +128,7 @@ class Planner {
     foresee(own, /*checkpoints=*/false, /*whole=*/true);
     require(own.possible, own.remark);
     plan_.forecasts.push_back(std::move(own));
-    if (keeps_trajectory_) alternatives();
+    if (keeps_trajectory_ || !any_fits()) alternatives();
     choose();
     return std::move(plan_);
   }
@@ -152,6 +152,7 @@ class Planner {
         plan_.steps = subject->steps;
         keeps_trajectory_ = subject->keeps_trajectory;
         inner_steps_ = subject->inner_steps;
+        samples_ = subject->samples;
         plan_.limit = options_.limit;
       }
       const int64_t T = subject->inner_steps;
@@ -206,30 +207,39 @@ class Planner {
     return fit;
   }
 
+  bool any_fits() const {
+    return std::any_of(plan_.forecasts.begin(), plan_.forecasts.end(), [](const Forecast& f) { return f.fits; });
+  }
+
   void alternatives() {
-    const auto add = [&](std::string name, std::vector<std::string> sets, bool same, bool checkpoints) {
+    const auto add = [&](std::string name, std::vector<std::string> sets, bool same, bool checkpoints, bool whole = false) {
       Forecast forecast;
       forecast.name = std::move(name);
       forecast.sets = std::move(sets);
       forecast.same_numbers = same;
-      foresee(forecast, checkpoints, /*whole=*/false);
+      foresee(forecast, checkpoints, whole);
       if (forecast.possible) plan_.forecasts.push_back(std::move(forecast));
     };
-    for (const char* memory : {"graphs", "states", "checkpoints"}) {
-      add(fmt::format("memory = \"{}\"", memory), {fmt::format("hypergradient.memory=\"{}\"", memory)}, true,
-          std::string(memory) == "checkpoints");
-    }
-    const auto fits = [this] {
-      return std::any_of(plan_.forecasts.begin(), plan_.forecasts.end(), [](const Forecast& f) { return f.fits; });
-    };
-    if (options_.limit > 0 && !fits()) {
-      // Differentiating fewer of the last steps: another number, but a smaller one.
-      for (const int64_t parts : {2, 5, 20}) {
-        const int64_t last = inner_steps_ / parts;
-        if (last < 1 || fits()) break;
-        add(fmt::format("the last {} steps", last),
-            {fmt::format("hypergradient.steps={}", last), "hypergradient.memory=\"checkpoints\""}, false, true);
+    const std::string checkpoints = "hypergradient.memory=\"checkpoints\"";
+    if (keeps_trajectory_) {
+      for (const char* memory : {"graphs", "states", "checkpoints"}) {
+        add(fmt::format("memory = \"{}\"", memory), {fmt::format("hypergradient.memory=\"{}\"", memory)}, true,
+            std::string(memory) == "checkpoints");
       }
+    }
+    if (options_.limit == 0) return;
+    // The same sums in parts: to rounding the same numbers.
+    for (int64_t size = samples_ / 4; size >= 16 && !any_fits(); size /= 4) {
+      std::vector<std::string> sets = {fmt::format("run.micro_batch={}", size)};
+      if (keeps_trajectory_) sets.push_back(checkpoints);
+      add(fmt::format("micro-batches of {}{}", size, keeps_trajectory_ ? " and checkpoints" : ""), sets, true, true, true);
+    }
+    if (!keeps_trajectory_) return;
+    // Differentiating fewer of the last steps: another number, but a smaller one.
+    for (const int64_t parts : {2, 5, 20}) {
+      const int64_t last = inner_steps_ / parts;
+      if (last < 1 || any_fits()) break;
+      add(fmt::format("the last {} steps", last), {fmt::format("hypergradient.steps={}", last), checkpoints}, false, true);
     }
   }
 
@@ -272,7 +282,7 @@ class Planner {
   const PlanMaker& make_;
   const PlanOptions& options_;
   Plan plan_;
-  int64_t free_ = 0, loaded_peak_ = 0, overhead_ = 0, inner_steps_ = 0;
+  int64_t free_ = 0, loaded_peak_ = 0, overhead_ = 0, inner_steps_ = 0, samples_ = 0;
   bool keeps_trajectory_ = false;
   double done_ = 0;
 };

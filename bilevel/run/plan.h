@@ -23,6 +23,7 @@ struct PlanSubject {
   const Algorithm* algorithm = nullptr;
   int64_t steps = 0;              // outer updates
   int64_t inner_steps = 0;        // T of an update rule, or the most where a tolerance ends it; 0: no such number
+  int64_t samples = 0;            // inner ones that are differentiated at once; 0: no such number
   bool keeps_trajectory = false;  // the estimator goes back through the inner solve, so that memory grows with T
 };
 /// The run with these keys changed ("inner.steps=8"). Throws Error where they do not fit.
@@ -65,7 +66,8 @@ struct Plan {
 /// Two outer steps are taken, the first of which is thrown away: memory pools, threads and the first, cold inner solve make it
 /// unlike the others. More are taken where they are short, or still change in oracle calls. Where the run goes back through its
 /// inner solve, the other ways to do that are foreseen too, from two short inner solves each: seconds and bytes are linear in T,
-/// the bytes of checkpoints in √T.
+/// the bytes of checkpoints in √T. Where nothing of that fits into the limit, micro-batches and then fewer of the last steps are
+/// tried.
 Plan make_plan(const PlanMaker& make, const PlanOptions& options = {});
 
 }  // namespace bilevel

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
@@ -11,6 +12,7 @@
 #include "bilevel/inner/rule_solver.h"
 #include "bilevel/inner/sgd.h"
 #include "bilevel/oracle/autodiff.h"
+#include "bilevel/problem/inner_constraints.h"
 #include "bilevel/problem/problem.h"
 
 namespace bilevel {
@@ -47,6 +49,14 @@ class Sampled final : public Problem {
   at::Tensor optimality_map(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
     return matrix(x).mv(y) - X_.t().mv(t_) / kN;
   }
+  /// y₀ ≥ `lower`, where it is given.
+  double lower = std::numeric_limits<double>::quiet_NaN();
+  bool has_inner_constraints() const override { return !std::isnan(lower); }
+  InnerConstraints inner_constraints(const at::Tensor&) const override {
+    InnerConstraints constraints;
+    constraints.lower = at::full({kD}, -1e9, at::kDouble).index_fill(0, at::zeros({1}, at::kLong), lower);
+    return constraints;
+  }
   bool has_outer_sample_losses() const override { return slices_ == 1; }
   at::Tensor outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
     return 0.5 * (outer_X_.mv(y) - outer_t_).square() + 0.3 * a_ * x[1] * x[1];
@@ -62,7 +72,11 @@ class Sampled final : public Problem {
     return skewed_ ? H + S_ : H;
   }
   at::Tensor solution(const at::Tensor& x, int64_t slice = 0) const {
-    return at::linalg_solve(matrix(x), (1.0 + static_cast<double>(slice)) * X_.t().mv(t_) / kN);
+    const at::Tensor b = (1.0 + static_cast<double>(slice)) * X_.t().mv(t_) / kN;
+    if (std::isnan(lower)) return at::linalg_solve(matrix(x), b);
+    // With y₀ on its bound: the other equations.
+    const at::Tensor A = matrix(x).slice(0, 1), rest = at::linalg_solve(A.slice(1, 1), b.slice(0, 1) - lower * A.select(1, 0));
+    return at::cat({at::full({1}, lower, at::kDouble), rest});
   }
   at::Tensor outer_grad_y(const at::Tensor& y) const { return outer_X_.t().mv(outer_X_.mv(y) - outer_t_) / kM; }
 
@@ -180,6 +194,24 @@ TEST(Explain, TransposesWhereTheOptimalityMapIsNoGradient) {
     const at::Tensor at_down = problem.outer_sample_losses(down, problem.solution(down), {});
     for (int64_t k = 0; k < kM; ++k) EXPECT_NEAR(number(e.shares[k]), number(at_up[k] - at_down[k]) / (2 * h * kM), 1e-8);
     EXPECT_NEAR(e.value, number(at_up.mean() - at_down.mean()) / (2 * h), 1e-8);
+  }
+}
+
+TEST(Explain, HoldsWhatLiesOnABound) {
+  Sampled problem;
+  problem.lower = number(problem.solution(problem.initial_outer())[0]) + 0.3;
+  const AutodiffOracle oracle(problem);
+  const at::Tensor x = problem.initial_outer(), y = problem.solution(x);
+  for (const int64_t i : {0, 3}) {
+    const Explanation e = explain(oracle, solver(), x, y, i);
+    EXPECT_EQ(e.grade, Grade::kOk) << e.message;
+    const double h = 1e-5;
+    const at::Tensor up = moved(x, i, h), down = moved(x, i, -h);
+    const at::Tensor at_up = problem.outer_sample_losses(up, problem.solution(up), {});
+    const at::Tensor at_down = problem.outer_sample_losses(down, problem.solution(down), {});
+    for (int64_t k = 0; k < kM; ++k) EXPECT_NEAR(number(e.shares[k]), number(at_up[k] - at_down[k]) / (2 * h * kM), 1e-8);
+    EXPECT_NEAR(sum_of(e.parts), e.implicit, 1e-12);
+    EXPECT_EQ(e.value == 0.0, i == 0) << "its ridge pulls at a weight that cannot move";
   }
 }
 

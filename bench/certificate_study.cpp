@@ -76,7 +76,7 @@ class Quadratic final : public WithData<Quadratic> {
     const int64_t n = 4 + draw.integers(30, {1}).item<int64_t>(), m = 2 + draw.integers(12, {1}).item<int64_t>();
     const at::Tensor eigenvalues = spectrum(condition, n), Q = orthogonal(draw, n);
     mu_ = 1.0 / condition;
-    Z = (eigenvalues - mu_).sqrt().unsqueeze(1) * Q.t();
+    Z = (eigenvalues - mu_).clamp_min(0).sqrt().unsqueeze(1) * Q.t();
     const at::Tensor root = (Q * eigenvalues.sqrt()).mm(Q.t());
     B = root.mm(draw.normal({n, m}));
     c = root.mm(root).mv(draw.normal({n}));
@@ -180,7 +180,7 @@ class Mlp final : public WithData<Mlp> {
       return (1.5 * inputs.select(1, 0)).sin() + 0.5 * inputs.select(1, 1) + 0.2 * draw.normal({n});
     };
     t = target(X), s = target(V);
-    const double ridge = -0.5 * std::log(condition);
+    const double ridge = -0.5 * std::log(condition) - (saddle ? 6.0 : 0.0);
     x0 = at::cat({0.5 * draw.normal({n}), ridge + 0.3 * draw.normal({2})});
     y0 = 0.7 * draw.normal({features_ * hidden_ + 2 * hidden_ + 1});
     finish(dtype);
@@ -263,33 +263,6 @@ at::Tensor matrix(Linearization& linearization, int64_t d) {
   return linearization.jvp_y(at::eye(d, at::TensorOptions(at::kDouble)));
 }
 
-/// ∇F of the twin in double, at the root of r that Newton's method finds from y. Undefined: it finds none.
-at::Tensor reference(const StudyProblem& problem, const at::Tensor& x, at::Tensor y) {
-  const AutodiffOracle oracle(problem);
-  double last = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 50; ++i) {
-    auto there = oracle.linearize_inner(x, y, {});
-    const at::Tensor r = there->residual();
-    const double size = length(r);
-    if (!std::isfinite(size)) return {};
-    if (i > 2 && size >= 0.5 * last) {  // at rounding
-      if (size > 1e-8 * (1 + length(y))) return {};
-      break;
-    }
-    last = size;
-    const at::Tensor step = at::linalg_solve(matrix(*there, y.size(0)), r);
-    double t = 1.0;
-    while (t > 1e-3 && !(length(oracle.inner(x, y - t * step, {}).y) < (1 - 0.3 * t) * size)) t /= 2;
-    y = y - (t > 1e-3 ? t : 1.0) * step;
-  }
-  auto there = oracle.linearize_inner(x, y, {});
-  const at::Tensor H = matrix(*there, y.size(0));
-  const Gradients outer = oracle.outer(x, y, {});
-  at::Tensor q = at::linalg_solve(H, outer.y);
-  q = q + at::linalg_solve(H, outer.y - there->jvp_y(q));
-  return outer.x - there->vjp(q).x;
-}
-
 std::unique_ptr<StudyProblem> make_problem(int64_t kind, Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
   switch (kind) {
     case 0: return std::make_unique<Quadratic>(draw, condition, saddle, dtype);
@@ -304,23 +277,38 @@ std::unique_ptr<Estimator> make_estimator(int64_t which, int64_t dy) {
   return std::make_unique<Implicit>(std::make_unique<Cg>(CgOptions{.iterations = 3 * dy}));
 }
 
-/// An inner solve that ends where a user's does, from a start at random: at a fraction of ‖r‖ at y₀, or for lack of steps.
-InnerSolution solve(const Oracle& oracle, const StudyProblem& problem, Draw& draw, bool early) {
-  const double tolerance = std::pow(10.0, -5.0 - 4.0 * draw.uniform({1}).item<double>());
-  const double start = length(oracle.inner(problem.x0, problem.y0, {}).y);
-  const Lbfgs solver(LbfgsOptions{.max_iterations = early ? 2 : 4000, .tolerance = tolerance * start});
-  return solver.solve(oracle, problem.x0, 0, {problem.y0}, {});
+/// A root of r in double, by Newton's method from y; it need not be a minimum.
+at::Tensor root(const Oracle& exact, const at::Tensor& x, at::Tensor y) {
+  for (int i = 0; i < 60; ++i) {
+    auto there = exact.linearize_inner(x, y, {});
+    const at::Tensor r = there->residual();
+    const at::Tensor step = at::linalg_solve(matrix(*there, y.size(0)), r);
+    double t = 1.0;
+    while (t > 1e-3 && !(length(exact.inner(x, y - t * step, {}).y) < (1 - 0.3 * t) * length(r))) t /= 2;
+    if (t <= 1e-3) break;
+    y = y - t * step;
+  }
+  return y;
 }
 
-/// A saddle: the root of r by Newton's method, in double.
-InnerSolution at_saddle(const Oracle& oracle, const StudyProblem& problem) {
+/// Where an inner solve may end: at a root of r but for a share τ of the way there from y₀, τ from 1e-4 to 1e-9. A network comes
+/// from a descent, so that the root is a minimum. Damaged: five steps of gradient descent. Indefinite: whatever root is there.
+InnerSolution solve(const Oracle& oracle, const StudyProblem& problem, Draw& draw, const std::string& damage) {
   const auto twin = problem.twin();
   const AutodiffOracle exact(*twin);
-  const at::Tensor x = twin->x0;
   at::Tensor y = twin->y0;
-  for (int i = 0; i < 30; ++i) {
-    auto there = exact.linearize_inner(x, y, {});
-    y = y - at::linalg_solve(matrix(*there, y.size(0)), there->residual());
+  if (damage == "early stop") {
+    const double L = at::linalg_eigvalsh(matrix(*exact.linearize_inner(twin->x0, y, {}), y.size(0))).abs().max().item<double>();
+    for (int i = 0; i < 5; ++i) y = y - exact.inner(twin->x0, y, {}).y / L;
+  } else {
+    if (dynamic_cast<const Mlp*>(&problem) != nullptr && damage != "indefinite") {
+      y = Lbfgs(LbfgsOptions{.max_iterations = 300, .tolerance = 1e-8}).solve(exact, twin->x0, 0, {y}, {}).y;
+    }
+    // Near zero weights a network is at a saddle.
+    if (dynamic_cast<const Mlp*>(&problem) != nullptr && damage == "indefinite") y = 0.05 * y;
+    const double left = std::pow(10.0, -4.0 - 5.0 * draw.uniform({1}).item<double>());
+    y = root(exact, twin->x0, y);
+    y = y + left * (twin->y0 - y);
   }
   InnerSolution solution;
   solution.y = y.to(problem.y0.scalar_type());
@@ -328,9 +316,23 @@ InnerSolution at_saddle(const Oracle& oracle, const StudyProblem& problem) {
   solution.loss = inner.value.item<double>();
   solution.stationarity = length(inner.y);
   solution.initial_stationarity = length(oracle.inner(problem.x0, problem.y0, {}).y);
-  solution.status = Status::kConverged;
+  solution.status = damage == "early stop" ? Status::kIterationLimit : Status::kConverged;
   solution.previous = solution.y;
   return solution;
+}
+
+/// ∇F of the twin in double, at the root of r that Newton's method finds from y. Undefined: it finds none.
+at::Tensor reference(const StudyProblem& problem, const at::Tensor& x, at::Tensor y) {
+  const AutodiffOracle oracle(problem);
+  const double start = length(oracle.inner(x, y, {}).y);
+  y = root(oracle, x, y);
+  auto there = oracle.linearize_inner(x, y, {});
+  if (!(length(there->residual()) <= 1e-6 * start + 1e-10)) return {};
+  const at::Tensor H = matrix(*there, y.size(0));
+  const Gradients outer = oracle.outer(x, y, {});
+  at::Tensor q = at::linalg_solve(H, outer.y);
+  q = q + at::linalg_solve(H, outer.y - there->jvp_y(q));
+  return outer.x - there->vjp(q).x;
 }
 
 constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"};
@@ -364,9 +366,7 @@ CertificateCase certificate_case(int64_t seed) {
   const auto problem = make_problem(kind, draw, found.condition, found.damage == "indefinite", dtype);
   const AutodiffOracle honest(*problem);
   const at::Tensor x = problem->x0;
-  // A network has saddles enough: one is where Newton's method ends that begins at random.
-  InnerSolution solution =
-      found.damage == "indefinite" ? at_saddle(honest, *problem) : solve(honest, *problem, draw, found.damage == "early stop");
+  InnerSolution solution = solve(honest, *problem, draw, found.damage);
 
   DamagedOracle damaged(honest);
   damaged.flip = found.damage == "wrong sign in the products";

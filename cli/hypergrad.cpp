@@ -23,7 +23,10 @@ void print_text(const Hypergradient& h, const Layout& layout) {
   if (h.certificate.relative_residual) fmt::print("linear residual  {:.3g} (relative)\n", *h.certificate.relative_residual);
   if (h.certificate.error_bound) fmt::print("error at most    {:.3g} (2-norm)\n", *h.certificate.error_bound);
   if (h.certificate.standard_error) fmt::print("standard error   {:.3g} (2-norm)\n", *h.certificate.standard_error);
-  if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g}\n", *h.certificate.distance_to_F);
+  if (!h.certificate.bound_reason.empty()) fmt::print("                 {}\n", h.certificate.bound_reason);
+  if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g} (estimate)\n", *h.certificate.distance_to_F);
+  if (h.certificate.standard_error) fmt::print("standard error   {:.3g}\n", *h.certificate.standard_error);
+  if (h.certificate.spot_check) fmt::print("spot check       {}\n", h.certificate.spot_check->message);
   fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients,
              h.cost.hvps, h.cost.cross_products, h.cost.forwards, h.cost.seconds);
   // The largest first: they are what the outer step moves most.
@@ -40,18 +43,21 @@ void print_text(const Hypergradient& h, const Layout& layout) {
 void add_hypergrad(CLI::App& app, Action& action) {
   struct Arguments {
     ConfigArguments config;
-    bool json = false;
+    bool json = false, no_check = false, strict = false;
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("hypergrad", "Compute one hypergradient, at the start point, with its certificate.");
   arguments->config.add_to(*command);
   command->add_flag("--json", arguments->json, "print one JSON object and nothing else");
+  command->add_flag("--no-check", arguments->no_check, "leave the error bound and the spot check out: they cost several times the estimate");
+  command->add_flag("--strict", arguments->strict, "a status of BAD ends with exit status 1 (so it does anyway)");
   command->footer("Example:\n  bilevel hypergrad ridge.toml --set hypergradient.solver=dense --json");
   command->callback([arguments, &action] {
     action = [arguments] {
       const Experiment experiment(arguments->config.load());
       for (const std::string& note : experiment.task().notes) fmt::print(stderr, "{}\n", note);
-      const Hypergradient h = experiment.algorithm().hypergradient(experiment.algorithm().init());
+      const Hypergradient h = experiment.algorithm().hypergradient(
+          experiment.algorithm().init(), nullptr, {.bound = !arguments->no_check, .check = !arguments->no_check});
       if (arguments->json) {
         fmt::print("{}\n", to_json(h).dump(-1, ' ', false, Json::error_handler_t::replace));
       } else {

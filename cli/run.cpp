@@ -11,12 +11,14 @@ void add_run(CLI::App& app, Action& action) {
   struct Arguments {
     ConfigArguments config;
     std::string out;
+    bool strict = false;
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("run", "Run a configuration and leave its results in a directory.");
   arguments->config.add_to(*command);
   command->add_option("--out", arguments->out, "the run's directory, new or empty; runs/<name of CONFIG>-<n> unless given")
       ->type_name("DIR");
+  command->add_flag("--strict", arguments->strict, "end with the first hypergradient whose status is BAD");
   command->footer(
       "Example:\n  bilevel new supervised > ridge.toml\n  bilevel run ridge.toml --out runs/ridge --set outer.steps=30");
   command->callback([arguments, &action] {
@@ -26,7 +28,8 @@ void add_run(CLI::App& app, Action& action) {
       Config config = arguments->config.load();
       if (ReweightJob::describes(config)) return reweight(std::move(config), out, /*json=*/false);
       const Experiment experiment(std::move(config));
-      const RunFront front = terminal_front();
+      RunFront front = terminal_front();
+      front.strict = arguments->strict;
       for (const std::string& note : experiment.task().notes) front.notice(note);
       return conclude(run_experiment(experiment, out, front), out);
     };

@@ -163,6 +163,9 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   hypergradient.read("hvp_batch", hvp_batch);
   hypergradient.read("cross_batch", cross_batch);
   hypergradient.read("variance_samples", options.variance_samples);
+  options.bound_every = 10;
+  hypergradient.read("bound_every", options.bound_every);
+  hypergradient.read("check_every", options.check_every);
   hypergradient.check(options.violations());
   std::vector<std::string> notes;
   for (const char* key : {"estimator", "solver"}) {
@@ -208,6 +211,7 @@ void notice(const RunFront& front, const std::string& sentence) {
 RunResult drive(const Experiment& experiment, RunDirectory& directory, State state, const RunFront& front) {
   const DriverOptions& options = experiment.driver_options();
   RunResult result;
+  std::string failed;
   {
     Progress progress(front.progress, options.steps, state.integer("step"));
     Watch watch;
@@ -220,11 +224,16 @@ RunResult drive(const Experiment& experiment, RunDirectory& directory, State sta
                                   back.to, back.outer_scale, back.damping, back.reason));
       }
       progress.update(record);
+      if (front.strict && record.grade == Grade::kBad) {
+        failed = fmt::format("Stopped at step {}, because --strict was given: {}", record.step, record.message);
+        return Signal::kAbort;
+      }
       return front.record ? front.record(record) : Signal::kContinue;
     };
     watch.checkpoint = [&](const State& checkpoint) { directory.checkpoint(checkpoint); };
     result = Driver(experiment.algorithm(), options).run(std::move(state), watch);
   }
+  if (!failed.empty()) result.message = failed;
   if (result.outcome != Outcome::kInterrupted) directory.finish(result, experiment.algorithm().name());
   return result;
 }

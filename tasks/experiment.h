@@ -51,6 +51,7 @@ class Experiment {
 /// What the front wants to see of a run.
 struct RunFront {
   ProgressOptions progress;
+  bool strict = false;  // a run ends with the first hypergradient that is BAD
   const std::atomic<bool>* interrupt = nullptr;
   std::function<Signal(const Record&)> record;     // after it was logged
   std::function<void(const std::string&)> notice;  // one sentence: where the run is written, from where it goes on

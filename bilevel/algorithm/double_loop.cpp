@@ -65,8 +65,11 @@ std::string state_slot(int64_t j) { return fmt::format("inner.state.{}", j); }
 }  // namespace
 
 std::vector<std::string> DoubleLoopOptions::violations() const {
-  if (variance_samples >= 1) return {};
-  return {fmt::format("variance_samples should be at least 1, got {}", variance_samples)};
+  std::vector<std::string> found;
+  if (variance_samples < 1) found.push_back(fmt::format("variance_samples should be at least 1, got {}", variance_samples));
+  if (bound_every < 0) found.push_back(fmt::format("bound_every should be at least 0 (never), got {}", bound_every));
+  if (check_every < 0) found.push_back(fmt::format("check_every should be at least 0 (never), got {}", check_every));
+  return found;
 }
 
 void read(Section& inner, DoubleLoopOptions& options) {
@@ -143,7 +146,7 @@ at::Tensor DoubleLoop::project(const at::Tensor& x) const {
   return at::cat(parts);
 }
 
-DoubleLoop::Visit DoubleLoop::visit(State& state) const {
+DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination) const {
   const auto began = std::chrono::steady_clock::now();
   const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
   const Cost cost_before = counted ? counted->cost() : Cost{};
@@ -161,6 +164,15 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
   std::vector<Tensors> rule_states;
   std::vector<int64_t> state_steps;
   int64_t inner_steps = 0;
+  // A spot check goes back to all of them.
+  std::vector<std::unique_ptr<InnerSolution>> solutions;
+  std::vector<std::unique_ptr<EstimatorInput>> inputs;
+  Cost of_examination;
+  const auto examined = [&](const auto& examine) {
+    const Cost before = counted ? counted->cost() : Cost{};
+    examine();
+    if (counted) of_examination += counted->cost() - before;
+  };
   for (int64_t s = 0; s < k; ++s) {
     InnerStart start;
     start.y = warm ? slice_of(state.tensor("y"), s, k) : problem.initial_inner(x, s).detach();
@@ -169,7 +181,8 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
       start.state_steps = state.tensor("inner.state_steps")[s].item<int64_t>();
       for (int64_t j = 0; state.has(state_slot(j)); ++j) start.state.push_back(slice_of(state.tensor(state_slot(j)), s, k));
     }
-    InnerSolution solution = solver_->solve(oracle_, x, s, start, estimator_->trajectory());
+    solutions.push_back(std::make_unique<InnerSolution>(solver_->solve(oracle_, x, s, start, estimator_->trajectory())));
+    InnerSolution& solution = *solutions.back();
     const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
     const auto estimate = [&](InnerSolution& solved, int64_t draw) {
       const int64_t n = options_.variance_samples, batch_index = step * n + draw, noise = (step * k + s) * n + draw;
@@ -180,7 +193,8 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
       inner_batch.seed = Stream(options_.seed, "inner products").at(noise).seed();
       outer_batch.seed = Stream(options_.seed, "outer loss").at(noise).seed();
       outer_batch.samples = options_.outer_batches.samples(batch_index);
-      EstimatorInput input{oracle_, *solver_, x, solved, inner_batch, outer_batch, q0};
+      auto given = std::make_unique<EstimatorInput>(EstimatorInput{oracle_, *solver_, x, solved, inner_batch, outer_batch, q0});
+      EstimatorInput& input = *given;
       const auto role = [&](const BatchPlan& plan, std::optional<Batch>& batch) {
         if (plan.is_full()) return;
         batch = inner_batch;
@@ -191,7 +205,10 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
       input.damping = state.has("damping") ? state.number("damping") : 0.0;
       input.cold_start = !warm;
       input.start = start;
-      return estimator_->estimate(input);
+      input.bound = examination.bound && n == 1;
+      Hypergradient found = estimator_->estimate(input);
+      if (draw == 0) inputs.push_back(std::move(given));
+      return found;
     };
     Hypergradient one = estimate(solution, 0);
     if (options_.variance_samples > 1) {
@@ -206,6 +223,12 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
         }
       }
       one = mean_of_draws(std::move(draws));
+    } else if (examination.bound) {
+      examined([&] { certify(one, *inputs.back(), options_.bound); });
+    }
+    if (one.certificate.bound_reason.empty() && !one.certificate.error_bound) {
+      one.certificate.bound_reason = examination.bound ? fmt::format("No bound: none is known for \"{}\".", one.certificate.differentiates)
+                                                       : "No bound: none was asked for at this step.";
     }
 
     y.push_back(solution.y);
@@ -236,7 +259,15 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     mean.outer_loss += one.outer_loss;
     mean.certificate.stationarity = std::max(mean.certificate.stationarity, one.certificate.stationarity);
     worst(mean.certificate.relative_residual, one.certificate.relative_residual);
+    if (mean.certificate.error_bound && !one.certificate.error_bound) {
+      mean.certificate.bound_reason = fmt::format("{} (inner problem {})", one.certificate.bound_reason, s);
+    }
     worst(mean.certificate.error_bound, one.certificate.error_bound);
+    if (mean.certificate.curvature && one.certificate.curvature) {
+      mean.certificate.curvature = std::min(*mean.certificate.curvature, *one.certificate.curvature);
+    } else {
+      mean.certificate.curvature.reset();
+    }
     worst(mean.certificate.distance_to_F, one.certificate.distance_to_F);
     std::optional<double>& error = mean.certificate.standard_error;
     if (error && one.certificate.standard_error) {
@@ -254,6 +285,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
     mean.outer_loss /= n;
     if (mean.certificate.standard_error) *mean.certificate.standard_error /= n;
   }
+  if (examination.check) examined([&] { check(mean, x, inputs, step); });
   mean.q = static_cast<int64_t>(q.size()) == k ? entry_of(q) : at::Tensor{};
 
   state.set("y", entry_of(y));
@@ -277,8 +309,24 @@ DoubleLoop::Visit DoubleLoop::visit(State& state) const {
   visit.cost = counted ? counted->cost() - cost_before : mean.cost;
   visit.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   visit.cost.peak_bytes = std::max(meter.peak_bytes(), mean.cost.peak_bytes);
-  mean.cost = visit.cost;
+  mean.cost = visit.cost - of_examination;  // what the estimate alone takes
   return visit;
+}
+
+void DoubleLoop::check(Hypergradient& mean, const at::Tensor& x, const std::vector<std::unique_ptr<EstimatorInput>>& inputs,
+                       int64_t step) const {
+  std::vector<std::unique_ptr<NamedFunction>> functions;
+  std::string why;
+  for (const auto& input : inputs) {
+    functions.push_back(NamedFunction::of(*input, mean.certificate.differentiates, options_.check, why));
+    if (functions.back() != nullptr) continue;
+    SpotCheck none;
+    none.message = fmt::format("The hypergradient cannot be certified by slopes: {}", why);
+    mean.certificate.spot_check = std::move(none);
+    return;
+  }
+  take(mean, spot_check(mean.value, x, functions, Stream(options_.seed, "spot check").at(step), options_.check,
+                        mean.certificate.standard_error.value_or(0.0)));
 }
 
 Record DoubleLoop::describe(const State& state, const Visit& visit) const {
@@ -292,6 +340,7 @@ Record DoubleLoop::describe(const State& state, const Visit& visit) const {
   record.status = visit.status;
   record.grade = visit.mean.grade;
   record.message = visit.mean.message;
+  record.certificate = visit.mean.certificate;
   record.cost = visit.cost;
   return record;
 }
@@ -301,7 +350,7 @@ Record DoubleLoop::step(State& state, int64_t n) const {
   Record record;
   Cost cost;
   for (int64_t i = 0; i < n; ++i) {
-    const Visit here = visit(state);
+    const Visit here = visit(state, due(state));
     record = describe(state, here);
     cost += here.cost;
     if (here.status != Status::kNonFinite) {
@@ -315,13 +364,19 @@ Record DoubleLoop::step(State& state, int64_t n) const {
 }
 
 Record DoubleLoop::evaluate(State& state) const {
-  const Visit here = visit(state);
+  const Visit here = visit(state, {.bound = options_.bound_every > 0, .check = options_.check_every > 0});
   return describe(state, here);
 }
 
-Hypergradient DoubleLoop::hypergradient(const State& state, State* after) const {
+Examination DoubleLoop::due(const State& state) const {
+  const int64_t k = state.integer("step");
+  const auto at = [k](int64_t every) { return every > 0 && k % every == 0; };
+  return {.bound = at(options_.bound_every), .check = at(options_.check_every)};
+}
+
+Hypergradient DoubleLoop::hypergradient(const State& state, State* after, const Examination& examination) const {
   State copy = state;
-  Hypergradient found = visit(copy).mean;
+  Hypergradient found = visit(copy, examination).mean;
   if (after != nullptr) *after = std::move(copy);
   return found;
 }

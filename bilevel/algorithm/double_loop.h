@@ -5,7 +5,9 @@
 
 #include "bilevel/algorithm/algorithm.h"
 #include "bilevel/core/config.h"
+#include "bilevel/hypergrad/certificate.h"
 #include "bilevel/hypergrad/estimator.h"
+#include "bilevel/hypergrad/spot_check.h"
 #include "bilevel/inner/inner_solver.h"
 #include "bilevel/outer/outer_optimizer.h"
 #include "bilevel/problem/batch.h"
@@ -27,11 +29,21 @@ struct DoubleLoopOptions {
   BatchPlan hvp_batches = {};    // of the products with ∂y r in the estimator's linear solve, the same throughout one solve
   BatchPlan cross_batches = {};  // of its product with ∂x r: one drawn apart from the others keeps the product of both unbiased
   int64_t variance_samples = 1;  // N draws of these batches at an outer step: their mean moves x, their spread is reported
-  uint64_t seed = 0;             // of losses that draw random numbers
+  uint64_t seed = 0;             // of losses that draw random numbers, and of the directions of spot checks
+  int64_t bound_every = 0;       // outer steps between two error bounds, which cost a few hypergradients each; 0: never
+  int64_t check_every = 0;       // outer steps between two spot checks, eight to thirty inner solves each; 0: never
+  BoundOptions bound = {};
+  SpotCheckOptions check = {};
   std::vector<std::string> violations() const;
 };
 /// Reads [inner] start, carry_state.
 void read(Section& inner, DoubleLoopOptions& options);
+
+/// How closely one hypergradient is looked at.
+struct Examination {
+  bool bound = false;  // an error bound, and the distance to F (hypergrad/certificate.h)
+  bool check = false;  // slopes (hypergrad/spot_check.h)
+};
 
 /// The double loop: solve the inner problem at x_k, estimate dF/dx there, move x, project, repeat.
 ///
@@ -54,7 +66,7 @@ class DoubleLoop final : public Algorithm {
 
   /// One inner solve and one estimate at the point that the state holds; `after`, where given, takes the state with the y and q that
   /// were found.
-  Hypergradient hypergradient(const State& state, State* after = nullptr) const;
+  Hypergradient hypergradient(const State& state, State* after = nullptr, const Examination& examination = {}) const;
 
   const InnerSolver& solver() const { return *solver_; }
   const Estimator& estimator() const { return *estimator_; }
@@ -62,7 +74,10 @@ class DoubleLoop final : public Algorithm {
 
  private:
   struct Visit;
-  Visit visit(State& state) const;
+  Visit visit(State& state, const Examination& examination) const;
+  Examination due(const State& state) const;
+  void check(Hypergradient& mean, const at::Tensor& x, const std::vector<std::unique_ptr<EstimatorInput>>& inputs,
+             int64_t step) const;
   at::Tensor project(const at::Tensor& x) const;
   Record describe(const State& state, const Visit& visit) const;
 

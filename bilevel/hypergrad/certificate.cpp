@@ -24,7 +24,10 @@ namespace {
 
 constexpr int64_t kPowerSteps = 8;
 constexpr double kPowerSafety = 1.3;     // what eight power steps from a random start leave below the norm, generously
+constexpr int64_t kLanczosNumbers = int64_t{1} << 24;  // of all basis vectors together
 constexpr double kLanczosFailure = 1e-3;
+constexpr double kInexact = 0.3;        // relative residual up to which a solve says how large its solution is
+constexpr double kSampleSafety = 3.0;   // the largest of three samples, against what rounding may do
 
 double length(const at::Tensor& v) { return v.norm().item<double>(); }
 bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<double>()); }
@@ -32,6 +35,7 @@ bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<doubl
 /// How small the curvature may be.
 struct Curvature {
   double safe = 0;      // not above the smallest curvature on the way to y*; 0: nothing is known
+  bool local = false;   // the curvature at y₁ stands out from rounding
   bool indefinite = false;
   std::string reason;   // "μ = …, the …"
 };
@@ -45,7 +49,7 @@ struct Ritz {
 
 Ritz lanczos(const InnerPlace& place, int64_t steps) {
   const int64_t d = place.y.size(0);
-  steps = std::min(steps, d);
+  steps = std::max<int64_t>(1, std::min({steps, d, kLanczosNumbers / d}));
   at::Tensor v = Stream(0, "lanczos start").at(0).normal({d}).to(place.y.options());
   v = v / v.norm();
   std::vector<at::Tensor> basis;
@@ -101,6 +105,13 @@ class Certifier {
     const double distance = length(h_.value.to(at::kDouble) - value_.to(at::kDouble));
     h_.certificate.distance_to_F = distance;
     measure_rounding();
+    const double apart = length(place_->linearized_r() - place_->r), terms = length(place_->jvp_y(place_->y)) + length(place_->r);
+    if (apart > 100 * sigma_r_ && apart > 1e-3 * terms) {
+      refuse("the linearization is not that of the inner loss at this point.");
+      demote(h_, Grade::kBad,
+             fmt::format("The products are taken of another function than the inner loss: their r differs from its gradient by {:.1e}.", apart));
+      return;
+    }
     const Curvature curvature = safe_curvature();
     if (curvature.indefinite) {
       refuse(curvature.reason);
@@ -109,7 +120,7 @@ class Certifier {
     }
     double rest = std::numeric_limits<double>::infinity();
     if (curvature.safe > 0) {
-      rest = remainder(curvature.safe);
+      rest = remainder(curvature);
       if (about_F() && std::isfinite(rest)) {
         h_.certificate.error_bound = distance + rest;
         h_.certificate.curvature = curvature.safe;
@@ -149,7 +160,7 @@ class Certifier {
     Vjp both = place_->vjp(q_);
     at::Tensor rho = outer_.y - both.y;
     for (int i = 0; i < 4; ++i) {
-      const at::Tensor q = q_ + newton_.inverse().apply_transposed(rho);
+      const at::Tensor q = q_ + newton_.inverse().apply_transposed(rho, 1e-4);
       Vjp products = place_->vjp(q);
       const at::Tensor left = outer_.y - products.y;
       const double was = length(rho), now = length(left);
@@ -197,7 +208,7 @@ class Certifier {
       } else {
         const at::Tensor values = at::linalg_svdvals(J);
         local = values[-1].item<double>() - rounding * values[0].item<double>();
-        u = newton_.inverse().apply(Stream(0, "curvature direction").at(0).normal({J.size(0)}).to(place_->y.options()));
+        u = newton_.inverse().apply(Stream(0, "curvature direction").at(0).normal({J.size(0)}).to(place_->y.options()), 0.1);
         u = u / u.norm();
       }
       how = "the smallest eigenvalue at the inner solution";
@@ -221,6 +232,7 @@ class Certifier {
       u = Stream(0, "curvature direction").at(0).normal({place_->y.size(0)}).to(place_->y.options());
       u = u / u.norm();
     }
+    found.local = local > 0;
     if (!(local > found.safe)) {
       if (found.safe <= 0 && found.reason.empty()) {
         found.reason = fmt::format("the smallest curvature at the inner solution, {:.2e}, is zero to rounding.", local);
@@ -234,6 +246,7 @@ class Certifier {
     // r falls to zero within a distance of about r/μ; the curvature must not have changed much by then (Kantorovich).
     if (change * r <= 0.125 * local * local) {
       found.safe = std::max(found.safe, local - 2 * change * r / local);
+      found.local = true;
       found.reason = fmt::format("μ = {:.2e}, {}", found.safe, how);
     } else if (found.safe <= 0) {
       found.reason = fmt::format("the curvature near the inner solution may fall from {:.2e} to zero before r does.", local);
@@ -241,40 +254,87 @@ class Certifier {
     return found;
   }
 
-  /// A bound of ‖v₁ − ∇F‖.
-  double remainder(double mu) {
-    // ‖M‖ by power steps on M Mᵀ; matrix-free ‖∂x r‖/μ.
+  /// M w = (∂x r)ᵀ (∂y r)⁻ᵀ w; false where the inverse is not good enough to say.
+  bool apply_M(const at::Tensor& w, at::Tensor& Mw) const {
+    const at::Tensor q = newton_.inverse().apply_transposed(w, 0.3 * kInexact);
+    const Vjp both = place_->vjp(q);
+    Mw = both.x;
+    return length(w - both.y) <= kInexact * length(w);
+  }
+
+  /// Derivatives of ∂x f − (∂x r)ᵀ q₁ and of ρ along the unit vector p, by a difference.
+  struct Along {
+    at::Tensor V, W;
+  };
+  Along along(const at::Tensor& p) const {
+    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    const InnerPlace there(in_, in_.x, place_->y + s * p);
+    const Gradients outer = in_.oracle.outer(in_.x, there.y, in_.outer_batch);
+    const Vjp products = there.vjp(q_);
+    return {(outer.x - products.x - value_) / s, (outer.y - products.y - rho_) / s};
+  }
+
+  /// ‖(−V + M W) (∂y r)⁻¹ δ‖: what a residual δ of r changes in φ. False as above.
+  bool effect_of(const at::Tensor& delta, double& effect) const {
+    const at::Tensor step = newton_.inverse().apply(delta, 0.3 * kInexact);
+    const double size = length(step);
+    if (!(size > 0) || !(length(delta - place_->jvp_y(step)) <= kInexact * length(delta))) return size == 0;
+    const Along change = along(step / size);
+    at::Tensor MW;
+    if (!apply_M(change.W, MW)) return false;
+    effect = std::max(effect, size * length(MW - change.V));
+    return true;
+  }
+
+  /// A bound of ‖v₁ − ∇F‖: of what the known ρ and r(y₁) change, and rounding as random vectors of its size would change it.
+  /// Where the inverse cannot be had, the norms of its factors.
+  double remainder(const Curvature& curvature) {
+    const double r = length(place_->r), mu = curvature.safe;
+    double rest = 0;
+    if (curvature.local && sampled_remainder(rest)) return rest;
+
+    // ‖M‖ ≤ ‖∂x r‖ / μ, by power steps.
     double M = 0;
     at::Tensor u = Stream(0, "cross derivative").at(0).normal({in_.x.size(0)}).to(in_.x.options());
-    for (int64_t i = 0; i < (dense_ ? kPowerSteps : kPowerSteps / 2); ++i) {
+    for (int64_t i = 0; i < kPowerSteps; ++i) {
       const double size = length(u);
       if (!(size > 0)) break;
-      at::Tensor w = place_->jvp_x(u / size);
-      if (dense_) w = newton_.inverse().apply(w);
+      const at::Tensor w = place_->jvp_x(u / size);
       M = std::max(M, length(w));
-      u = place_->vjp(dense_ ? newton_.inverse().apply_transposed(w) : w).x;
+      u = place_->vjp(w).x;
     }
-    M *= kPowerSafety;
-    M = dense_ ? M : M / mu;
-
+    M *= kPowerSafety / mu;
     // Along the way that y has come, and from there on by power steps on the symmetric W.
     double V = 0, W = 0;
     at::Tensor p = place_->y - in_.solution.y;
-    if (!(length(p) > 0)) p = Stream(0, "second derivatives").at(0).normal({place_->y.size(0)}).to(place_->y.options());
-    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    if (!(length(p) > 0)) p = random(0);
     for (int64_t i = 0; i < options_.probes; ++i) {
       const double size = length(p);
       if (!(size > 0) || !std::isfinite(size)) break;
-      const InnerPlace there(in_, in_.x, place_->y + (s / size) * p);
-      const Gradients outer = in_.oracle.outer(in_.x, there.y, in_.outer_batch);
-      const Vjp products = there.vjp(q_);
-      p = (outer.y - products.y - rho_) / s;
-      W = std::max(W, length(p));
-      V = std::max(V, length(outer.x - products.x - value_) / s);
+      const Along change = along(p / size);
+      V = std::max(V, length(change.V)), W = std::max(W, length(change.W));
+      p = change.W;
     }
     W *= kPowerSafety, V *= 2 * kPowerSafety;
-    const double to_optimum = (length(place_->r) + sigma_r_) / mu;
-    return M * (length(rho_) + sigma_rho_) + (V + M * W) * to_optimum + sigma_value_;
+    return M * (length(rho_) + sigma_rho_) + (V + M * W) * (r + sigma_r_) / mu + sigma_value_;
+  }
+
+  bool sampled_remainder(double& rest) const {
+    double known = 0, rounding = 0, of_rho = 0;
+    at::Tensor M_rho, M_sample;
+    if (!apply_M(rho_, M_rho) || !effect_of(place_->r, known)) return false;
+    for (int64_t i = 0; i < options_.probes; ++i) {
+      const at::Tensor z = random(i);
+      if (!effect_of(z * (sigma_r_ / length(z)), rounding) || !apply_M(z * (sigma_rho_ / length(z)), M_sample)) return false;
+      of_rho = std::max(of_rho, length(M_sample));
+    }
+    // The inverse is that of a matrix with rounding in it, and few samples have been drawn.
+    rest = (1 + kInexact) * (length(M_rho) + known) + kSampleSafety * (rounding + of_rho) + sigma_value_;
+    return std::isfinite(rest);
+  }
+
+  at::Tensor random(int64_t i) const {
+    return Stream(0, "certificate samples").at(i).normal({place_->y.size(0)}).to(place_->y.options());
   }
 
   void judge(double distance, double rest) {

@@ -22,8 +22,8 @@ double length(const at::Tensor& v) { return v.norm().item<double>(); }
 class DenseInverse final : public InnerInverse {
  public:
   explicit DenseInverse(const at::Tensor& J) { std::tie(LU_, pivots_, std::ignore) = at::linalg_lu_factor_ex(J); }
-  at::Tensor apply(const at::Tensor& v) const override { return solve(v, false); }
-  at::Tensor apply_transposed(const at::Tensor& v) const override { return solve(v, true); }
+  at::Tensor apply(const at::Tensor& v, double) const override { return solve(v, false); }
+  at::Tensor apply_transposed(const at::Tensor& v, double) const override { return solve(v, true); }
 
  private:
   at::Tensor solve(const at::Tensor& v, bool adjoint) const {
@@ -36,16 +36,21 @@ class DenseInverse final : public InnerInverse {
 class CgInverse final : public InnerInverse {
  public:
   CgInverse(const InnerPlace& place, Problem::Preconditioner precondition, int64_t products)
-      : cg_(CgOptions{.iterations = products, .tolerance = 1e-12}) {
+      : products_(products) {
     A_.dim = place.y.size(0);
     A_.apply = [&place](const at::Tensor& v) { return place.jvp_y(v); };
     A_.precondition = std::move(precondition);
   }
-  at::Tensor apply(const at::Tensor& v) const override { return cg_.solve(A_, v, {}).solution; }
-  at::Tensor apply_transposed(const at::Tensor& v) const override { return apply(v); }
+  at::Tensor apply(const at::Tensor& v, double tolerance) const override {
+    CgOptions options;
+    options.iterations = products_;
+    options.tolerance = tolerance;
+    return Cg(options).solve(A_, v, {}).solution;
+  }
+  at::Tensor apply_transposed(const at::Tensor& v, double tolerance) const override { return apply(v, tolerance); }
 
  private:
-  Cg cg_;
+  int64_t products_;
   Operator A_;
 };
 
@@ -126,7 +131,7 @@ bool InnerNewton::solve(const at::Tensor& x, const at::Tensor& y, double target)
   for (int64_t i = 0; i < options_.steps; ++i) {
     const double before = length(place_->r);
     if (before <= std::max(sigma_, target * start)) return true;
-    const at::Tensor step = inverse_->apply(place_->r);
+    const at::Tensor step = inverse_->apply(place_->r, 1e-3);
     std::unique_ptr<InnerPlace> next;
     double after = 0;
     for (double t = 1.0; t > 0.05; t /= 2) {

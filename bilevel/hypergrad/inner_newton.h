@@ -37,8 +37,9 @@ class InnerPlace {
 class InnerInverse {
  public:
   virtual ~InnerInverse() = default;
-  virtual at::Tensor apply(const at::Tensor& v) const = 0;
-  virtual at::Tensor apply_transposed(const at::Tensor& v) const = 0;
+  /// To this relative residual, where it is not exact to rounding anyway and the products suffice.
+  virtual at::Tensor apply(const at::Tensor& v, double tolerance) const = 0;
+  virtual at::Tensor apply_transposed(const at::Tensor& v, double tolerance) const = 0;
 };
 
 struct InnerNewtonOptions {

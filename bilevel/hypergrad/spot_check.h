@@ -49,7 +49,7 @@ SpotCheck spot_check(const at::Tensor& value, const at::Tensor& x, const std::ve
                      Draw draw, const SpotCheckOptions& options = {}, double standard_error = 0.0);
 
 /// Takes the check into the certificate, and its grade where that is worse. Where neither the check nor the error bound can vouch
-/// for the value, that is a warning.
+/// for the value, that is a warning. Where slopes agree, and a corrected solve at a minimum does too, a warning is lifted.
 void take(Hypergradient& h, SpotCheck check);
 
 }  // namespace bilevel

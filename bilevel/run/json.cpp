@@ -14,14 +14,32 @@ namespace {
 Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
 }  // namespace
 
+Json to_json(const SpotCheck& check) {
+  Json json = {{"status", to_string(check.grade)},
+               {"conclusive", check.conclusive},
+               {"disagreement", check.disagreement},
+               {"message", check.message},
+               {"slopes", Json::array()}};
+  for (const SpotCheck::Slope& slope : check.slopes) {
+    json["slopes"].push_back({{"direction", slope.direction},
+                              {"predicted", slope.predicted},
+                              {"measured", slope.measured},
+                              {"uncertainty", slope.uncertainty},
+                              {"step", slope.step}});
+  }
+  return json;
+}
+
 Json to_json(const Certificate& certificate) {
   return {{"differentiates", certificate.differentiates},
           {"stationarity", certificate.stationarity},
           {"relative_residual", optional(certificate.relative_residual)},
           {"error_bound", optional(certificate.error_bound)},
           {"bound_reason", certificate.bound_reason},
+          {"curvature", optional(certificate.curvature)},
           {"standard_error", optional(certificate.standard_error)},
-          {"distance_to_F", optional(certificate.distance_to_F)}};
+          {"distance_to_F", optional(certificate.distance_to_F)},
+          {"spot_check", certificate.spot_check ? to_json(*certificate.spot_check) : Json()}};
 }
 
 Json to_json(const Cost& cost) {

@@ -8,6 +8,7 @@ namespace bilevel {
 
 // What logs, summaries and `hypergrad --json` write. Numbers that are not finite become null where the JSON is dumped.
 
+nlohmann::ordered_json to_json(const SpotCheck& check);
 nlohmann::ordered_json to_json(const Certificate& certificate);
 /// Counts only; seconds and bytes are the machine's.
 nlohmann::ordered_json to_json(const Cost& cost);

@@ -138,6 +138,7 @@ void RunDirectory::append(const Record& record, const std::vector<RollBack>& sin
                {"status", to_string(record.grade)},
                {"message", record.message},
                {"cost", to_json(record.cost)}};
+  if (record.certificate) line["certificate"] = to_json(*record.certificate);
   for (const RollBack& back : since_last) {
     line["roll_backs"].push_back({{"from", back.from},
                                   {"to", back.to},

@@ -1,0 +1,285 @@
+#include "bilevel/hypergrad/certificate.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "bilevel/hypergrad/identity.h"
+#include "bilevel/hypergrad/implicit.h"
+#include "bilevel/hypergrad/spot_check.h"
+#include "bilevel/hypergrad/unrolled.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/inner/sgd.h"
+#include "bilevel/linear/cg.h"
+#include "bilevel/linear/dense.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
+#include "bilevel/problem/test_problems.h"
+
+namespace bilevel {
+namespace {
+
+RuleSolver descent(int64_t steps, double lr) {
+  RuleSolverOptions options;
+  options.steps = steps;
+  options.lr = lr;
+  return {std::make_unique<SgdRule>(SgdRuleOptions{}), options};
+}
+
+Implicit implicit(int64_t iterations) {
+  CgOptions options;
+  options.iterations = iterations;
+  return Implicit(std::make_unique<Cg>(options));
+}
+
+double length(const at::Tensor& v) { return v.norm().item<double>(); }
+
+/// One estimate with its certificate, and all that it refers to.
+struct Certified {
+  AutodiffOracle autodiff;
+  CountedOracle oracle;
+  RuleSolver solver;
+  at::Tensor x;
+  InnerSolution solution;
+  EstimatorInput in;
+  Hypergradient h;
+
+  Certified(const Problem& problem, RuleSolver with, const Estimator& estimator, const BoundOptions& options = {})
+      : autodiff(problem),
+        oracle(autodiff),
+        solver(std::move(with)),
+        x(problem.initial_outer()),
+        solution(solver.solve(oracle, x, 0, {problem.initial_inner(x, 0)}, estimator.trajectory())),
+        in{oracle, solver, x, solution, {}, {}, {}} {
+    in.start.y = problem.initial_inner(x, 0);
+    h = estimator.estimate(in);
+    certify(h, in, options);
+  }
+
+  SpotCheck check(const SpotCheckOptions& options = {}, int64_t t = 0) const {
+    std::string why;
+    std::vector<std::unique_ptr<NamedFunction>> functions;
+    functions.push_back(NamedFunction::of(in, h.certificate.differentiates, options, why));
+    EXPECT_NE(functions.front(), nullptr) << why;
+    return spot_check(h.value, x, functions, Stream(1, "test").at(t), options);
+  }
+};
+
+void expect_bound(const Certified& c, const at::Tensor& exact, double tightness) {
+  const double error = length(c.h.value - exact);
+  ASSERT_TRUE(c.h.certificate.error_bound.has_value()) << c.h.certificate.bound_reason;
+  EXPECT_GE(*c.h.certificate.error_bound, error);
+  EXPECT_LE(*c.h.certificate.error_bound, tightness * error);
+  EXPECT_NEAR(*c.h.certificate.distance_to_F / error, 1.0, 0.1);
+}
+
+// Both errors that an implicit hypergradient has: y_T is not y*, and the linear system is solved in part.
+TEST(Certificate, BoundsTheErrorOfAnImplicitHypergradientTightly) {
+  for (const int64_t dense_dim : {0, 200}) {
+    BoundOptions options;
+    options.dense_dim = dense_dim;
+    for (const double condition : {10.0, 300.0}) {
+      QuadraticOptions quadratic;
+      quadratic.condition = condition;
+      const QuadraticProblem problem(quadratic);
+      for (const auto& [steps, iterations] : {std::pair<int64_t, int64_t>{30, 8}, {4000, 3}, {30, 3}}) {
+        SCOPED_TRACE(fmt::format("dense {} condition {} steps {} iterations {}", dense_dim, condition, steps, iterations));
+        const Certified c(problem, descent(steps, 1.0), implicit(iterations), options);
+        expect_bound(c, problem.hypergradient(problem.initial_outer()), 1.5);
+      }
+    }
+    const RidgeProblem ridge;
+    expect_bound(Certified(ridge, descent(20, 0.2), implicit(3), options), ridge.hypergradient(ridge.initial_outer()), 1.5);
+    const LogisticWeightsProblem logistic;
+    const at::Tensor x = logistic.initial_outer();
+    expect_bound(Certified(logistic, descent(50, 1.0), implicit(3), options), logistic.hypergradient(x, logistic.solution(x)), 1.5);
+  }
+}
+
+TEST(Certificate, RestsOnTheSmallestEigenvalueWhereTheMatrixIsSmall) {
+  QuadraticOptions options;
+  options.condition = 100;
+  const QuadraticProblem problem(options);
+  const Certified c(problem, descent(30, 1.0), implicit(8));
+  EXPECT_NEAR(c.h.certificate.curvature.value(), 0.01, 1e-4);
+}
+
+// Lanczos' Ritz values lie above the smallest eigenvalue; what is taken for μ must not.
+TEST(Certificate, TakesNoCurvatureAboveTheSmallestEigenvalueFromRitzValues) {
+  QuadraticOptions quadratic;
+  quadratic.inner = 120;
+  BoundOptions options;
+  options.dense_dim = 0;
+  int64_t found = 0;
+  for (const double condition : {3.0, 30.0, 1e3, 1e5}) {
+    for (const int64_t products : {15, 40, 80}) {
+      quadratic.condition = condition;
+      options.products = products;
+      const QuadraticProblem problem(quadratic);
+      const Certified c(problem, descent(200, 1.0), implicit(40), options);
+      if (!c.h.certificate.curvature) {
+        EXPECT_TRUE(c.h.certificate.bound_reason.starts_with("No bound: ")) << c.h.certificate.bound_reason;
+        continue;
+      }
+      ++found;
+      EXPECT_LE(*c.h.certificate.curvature, 1.0 / condition);
+    }
+  }
+  EXPECT_GE(found, 3);
+}
+
+TEST(Certificate, CountsRoundingInFloat) {
+  for (const double condition : {3.0, 100.0}) {
+    QuadraticOptions quadratic;
+    quadratic.condition = condition;
+    const QuadraticProblem exact(quadratic);
+    quadratic.dtype = at::kFloat;
+    const QuadraticProblem problem(quadratic);
+    const Certified c(problem, descent(3000, 1.0), Implicit(std::make_unique<Dense>(DenseOptions{})));
+    const at::Tensor off = c.h.value.to(at::kDouble) - exact.hypergradient(exact.initial_outer());
+    // `exact` differs from the problem by the rounding of its data too, which is of the same size.
+    ASSERT_TRUE(c.h.certificate.error_bound.has_value());
+    EXPECT_GE(10 * *c.h.certificate.error_bound, length(off));
+    EXPECT_GT(*c.h.certificate.error_bound, 1e-8 * length(c.h.value));
+    EXPECT_LE(*c.h.certificate.error_bound, 1e-4 * condition * length(c.h.value));
+  }
+}
+
+TEST(Certificate, GivesTheDistanceToFOfAnUnrolledHypergradientAndNoBoundInItsName) {
+  const RidgeProblem problem;
+  const Certified c(problem, descent(20, 0.2), Unrolled());
+  const double distance = length(c.h.value - problem.hypergradient(problem.initial_outer()));
+  EXPECT_NEAR(c.h.certificate.distance_to_F.value() / distance, 1.0, 1e-6);
+  EXPECT_EQ(c.h.grade, Grade::kOk);
+}
+
+TEST(Certificate, BoundsTheBiasOfAnEstimatorThatNamesF) {
+  const RidgeProblem problem;
+  expect_bound(Certified(problem, descent(2000, 0.2), Identity()), problem.hypergradient(problem.initial_outer()), 1.001);
+}
+
+/// g = ½ yᵀ diag(1, −1) y − yᵀ x
+class Saddle final : public TestProblem {
+ public:
+  Saddle() {
+    outer_layout_.add("x", {2});
+    inner_layout_.add("y", {2});
+    x0_ = at::ones({2}, at::kDouble);
+    y0_ = at::tensor({1.0, -1.0}, at::kDouble);  // the saddle itself
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+    return 0.5 * (y[0].square() - y[1].square()) - y.dot(x);
+  }
+  at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch&) const override { return y.square().sum(); }
+};
+
+TEST(Certificate, IsBadAtASaddle) {
+  const Saddle problem;
+  const Certified c(problem, descent(1, 0.1), Implicit(std::make_unique<Dense>(DenseOptions{})));
+  EXPECT_EQ(c.h.grade, Grade::kBad);
+  EXPECT_FALSE(c.h.certificate.error_bound.has_value());
+  EXPECT_NE(c.h.certificate.bound_reason.find("-1.00e+00"), std::string::npos) << c.h.certificate.bound_reason;
+}
+
+TEST(Certificate, FindsAValueOfTheWrongSign) {
+  const RidgeProblem problem;
+  Certified c(problem, descent(2000, 0.2), implicit(30));
+  EXPECT_EQ(c.h.grade, Grade::kOk);
+  c.h.value = -c.h.value;
+  certify(c.h, c.in);
+  EXPECT_EQ(c.h.grade, Grade::kBad);
+  EXPECT_NEAR(*c.h.certificate.error_bound / length(c.h.value), 2.0, 1e-3);
+}
+
+TEST(Certificate, CostsProductsThatAreCounted) {
+  const RidgeProblem problem;
+  const Certified c(problem, descent(200, 0.2), implicit(10));
+  const int64_t before = c.oracle.cost().oracle_calls();
+  Hypergradient again = c.h;
+  certify(again, c.in);
+  EXPECT_GT(c.oracle.cost().oracle_calls(), before + 10);
+}
+
+TEST(SpotCheck, MeasuresTheSlopesOfF) {
+  QuadraticOptions options;
+  options.condition = 30;
+  const QuadraticProblem problem(options);
+  const Certified c(problem, descent(2000, 1.0), implicit(30));
+  const SpotCheck check = c.check();
+  EXPECT_EQ(check.grade, Grade::kOk);
+  EXPECT_TRUE(check.conclusive);
+  ASSERT_EQ(check.slopes.size(), 2u);
+  const double size = length(problem.hypergradient(problem.initial_outer()));
+  EXPECT_EQ(check.slopes[0].direction, "gradient");
+  EXPECT_NEAR(check.slopes[0].measured, size, 1e-7 * size);
+  EXPECT_NEAR(check.slopes[1].predicted, check.slopes[1].measured, 1e-7 * size);
+  EXPECT_LT(check.disagreement, 1e-6);
+}
+
+// F_T ends far from F here; each is checked against itself.
+TEST(SpotCheck, IsAboutTheFunctionThatIsNamed) {
+  const RidgeProblem problem;
+  for (const int64_t last : {0, 4}) {
+    UnrolledOptions options;
+    options.steps = last;
+    const Certified c(problem, descent(8, 0.2), Unrolled(options));
+    EXPECT_GT(*c.h.certificate.distance_to_F, 0.05 * length(c.h.value));
+    const SpotCheck check = c.check();
+    EXPECT_EQ(check.grade, Grade::kOk) << check.message;
+    EXPECT_LT(check.disagreement, 1e-6);
+  }
+  // One that names F without having solved for it is found out.
+  const Certified early(problem, descent(1, 0.05), implicit(30));
+  EXPECT_GT(*early.h.certificate.distance_to_F, 0.2 * length(early.h.value));
+  EXPECT_NE(early.check().grade, Grade::kOk);
+}
+
+TEST(SpotCheck, FindsZeroTheDirectTermAloneAndTheWrongSign) {
+  const QuadraticProblem problem;
+  Certified c(problem, descent(2000, 1.0), implicit(30));
+  const at::Tensor right = c.h.value;
+  EXPECT_EQ(c.check().grade, Grade::kOk);
+  for (const at::Tensor& wrong : {at::zeros_like(right), c.h.direct, 2 * c.h.direct - right, -right, 1.3 * right}) {
+    c.h.value = wrong;
+    EXPECT_NE(c.check().grade, Grade::kOk);
+  }
+  c.h.value = -right;
+  EXPECT_EQ(c.check().grade, Grade::kBad);
+}
+
+TEST(SpotCheck, DrawsAnotherDirectionForEachStepAndTheSameAgain) {
+  const RidgeProblem problem;
+  const Certified c(problem, descent(500, 0.2), implicit(30));
+  EXPECT_EQ(c.check({}, 3).slopes[1].measured, c.check({}, 3).slopes[1].measured);
+  EXPECT_NE(c.check({}, 3).slopes[1].measured, c.check({}, 4).slopes[1].measured);
+}
+
+/// Without a minimum beside x: g = y³/3 − x y has none for x < 0, and x is 0 here.
+class Edge final : public TestProblem {
+ public:
+  Edge() {
+    outer_layout_.add("x", {1});
+    inner_layout_.add("y", {1});
+    x0_ = at::full({1}, 1e-12, at::kDouble);
+    y0_ = at::full({1}, 1e-6, at::kDouble);
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+    return (y.pow(3) / 3 - x * y).sum();
+  }
+  at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch&) const override { return y.sum(); }
+};
+
+TEST(SpotCheck, SaysThatItCannotCertify) {
+  const Edge problem;
+  Certified c(problem, descent(1, 1e-3), Implicit(std::make_unique<Dense>(DenseOptions{})));
+  SpotCheckOptions options;
+  options.step = 1e-2;
+  options.tries = 1;
+  const SpotCheck check = c.check(options);
+  EXPECT_FALSE(check.conclusive);
+  EXPECT_EQ(check.grade, Grade::kWarn);
+  EXPECT_NE(check.message.find("cannot be certified"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace bilevel

@@ -162,7 +162,7 @@ TEST(DoubleLoop, RefusesWhatTheEstimatorObjectsTo) {
   const QuadraticProblem problem;
   try {
     const Loop loop(problem, R"(
-inner = { rule = "adamw", lr = 0.01, steps = 2 }
+inner = { rule = "adamw", amsgrad = true, lr = 0.01, steps = 2 }
 hypergradient = { estimator = "implicit" }
 outer = { rule = "sgd", lr = 0.1 }
 )");

@@ -7,7 +7,7 @@
 #include "bilevel/oracle/native_kernels.h"
 
 #include <algorithm>
-#include <cmath>
+#include <type_traits>
 
 // What these targets add to those that are left is of no use here.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
@@ -34,8 +34,11 @@ using Tag = hn::CappedTag<T, kPad<T>>;
 // Sums that fit the registers, beside what is multiplied.
 constexpr int kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON;
 constexpr int kRows = kManyRegisters ? 5 : 3;     // MR
-constexpr int kSamplesAtOnce = 4;                 // NR
 constexpr int kVectors = kManyRegisters ? 4 : 3;  // NV
+constexpr int kSamplesAtOnce = 8;                 // NR of one or two rows, else half as many
+
+// Independent sums that keep the multipliers busy while each waits for its last addition.
+constexpr int kChains = 8;
 
 template <class T>
 struct Block {
@@ -53,13 +56,17 @@ Block<T> block_at(const Samples<T>& s, int64_t b) {
   block.first = b * s.rows;
   block.rows = static_cast<int>(std::min(s.rows, s.n - block.first));
   block.padded = (block.rows + kSamplesAtOnce - 1) / kSamplesAtOnce * kSamplesAtOnce;
-  for (int r = 0; r < block.padded; ++r) {
-    const int64_t position = block.first + std::min(r, block.rows - 1);
-    const int64_t i = s.index ? s.index[position] : position;
+  const auto take = [&](int r, int64_t i) {
     block.sample[r] = i;
     block.features[r] = s.features + i * s.feature_pitch;
     block.ends[r] = s.ends + i * s.end_pitch;
+  };
+  if (s.index) {
+    for (int r = 0; r < block.rows; ++r) take(r, s.index[block.first + r]);
+  } else {
+    for (int r = 0; r < block.rows; ++r) take(r, block.first + r);
   }
+  for (int r = block.rows; r < block.padded; ++r) take(r, block.sample[block.rows - 1]);
   return block;
 }
 
@@ -70,6 +77,45 @@ void prefetch(const Samples<T>& s, int64_t b, int part) {
   if (part >= s.rows || position >= s.n) return;
   const T* row = s.features + (s.index ? s.index[position] : position) * s.feature_pitch;
   for (int64_t j = 0; j < s.body; j += kPad<T>) hwy::Prefetch(row + j);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// The sum of a vector's blocks of 16 bytes.
+template <class D>
+HWY_INLINE auto block_sum(D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) * sizeof(hn::TFromD<D>) > 16) {
+    const hn::Half<D> half;
+    return block_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    return v;
+  }
+}
+#endif
+
+// out[i] = the sum of v[i]'s lanes, for NR of them. Four floats, or two doubles, make one block: that halves the additions each
+// time instead of adding up each vector for itself.
+template <int NR, class T>
+HWY_INLINE void lane_sums(const hn::Vec<Tag<T>>* v, T* HWY_RESTRICT out) {
+#if HWY_TARGET != HWY_SCALAR
+  const Tag<T> d;
+  if constexpr (std::is_same_v<T, double>) {
+    BILEVEL_UNROLL for (int i = 0; i < NR; i += 2) {
+      const auto pair = hn::Add(hn::InterleaveLower(d, v[i], v[i + 1]), hn::InterleaveUpper(d, v[i], v[i + 1]));
+      hn::StoreU(block_sum(d, pair), hn::FixedTag<T, 2>(), out + i);
+    }
+  } else {
+    const hn::Repartition<double, Tag<T>> d64;  // to move two floats as one
+    BILEVEL_UNROLL for (int i = 0; i < NR; i += 4) {
+      const auto ab = hn::Add(hn::InterleaveLower(d, v[i], v[i + 1]), hn::InterleaveUpper(d, v[i], v[i + 1]));
+      const auto ce = hn::Add(hn::InterleaveLower(d, v[i + 2], v[i + 3]), hn::InterleaveUpper(d, v[i + 2], v[i + 3]));
+      const auto low = hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, ab), hn::BitCast(d64, ce)));
+      const auto high = hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, ab), hn::BitCast(d64, ce)));
+      hn::StoreU(block_sum(d, hn::Add(low, high)), hn::FixedTag<T, 4>(), out + i);
+    }
+  }
+#else
+  BILEVEL_UNROLL for (int i = 0; i < NR; ++i) out[i] = hn::GetLane(v[i]);
+#endif
 }
 
 // U[c][r] = ⟨V_c, a_r⟩ for MR rows of V and NR samples.
@@ -97,16 +143,13 @@ void dot_tile(const T* HWY_RESTRICT V, int64_t pitch, int64_t body, const T* con
       BILEVEL_UNROLL for (int r = 0; r < NR; ++r) sum[c][r] = hn::MulAdd(v, hn::LoadU(d, ends[r] + j), sum[c][r]);
     }
   }
-  BILEVEL_UNROLL for (int c = 0; c < MR; ++c) {
-    BILEVEL_UNROLL for (int r = 0; r < NR; ++r) U[c * kBlock + r] = hn::GetLane(hn::SumOfLanes(d, sum[c][r]));
-  }
+  BILEVEL_UNROLL for (int c = 0; c < MR; ++c) lane_sums<NR, T>(sum[c], U + c * kBlock);
 }
 
 template <int MR, class T>
 void dot_rows(const Samples<T>& s, const Block<T>& block, const T* V, T* U) {
-  for (int r = 0; r < block.padded; r += kSamplesAtOnce) {
-    dot_tile<MR, kSamplesAtOnce>(V, s.pitch, s.body, block.features + r, block.ends + r, U + r);
-  }
+  constexpr int NR = MR <= 2 ? kSamplesAtOnce : kSamplesAtOnce / 2;
+  for (int r = 0; r < block.padded; r += NR) dot_tile<MR, NR>(V, s.pitch, s.body, block.features + r, block.ends + r, U + r);
 }
 
 // U [m, kBlock] = V Aᵀ.
@@ -124,27 +167,39 @@ void dot(const Samples<T>& s, const Block<T>& block, const T* V, int64_t m, T* U
   }
 }
 
-// G[c] += Σ_r R[c][r] a_r over the block, for MR rows of G and NV vectors of the features.
+// G[c] += Σ_r R[c][r] a_r over the block, for MR rows of G and NV vectors of the features. Few sums are split by samples.
 template <int MR, int NV, class T>
 void outer_tile(const T* const* rows, int count, int64_t offset, const T* HWY_RESTRICT R, T* HWY_RESTRICT G, int64_t pitch) {
   const Tag<T> d;
   const int64_t L = static_cast<int64_t>(hn::Lanes(d));
   using Vec = hn::Vec<Tag<T>>;
-  Vec sum[MR][NV];
+  constexpr int S = MR * NV >= kChains ? 1 : MR * NV >= kChains / 2 ? 2 : 4;
+  Vec sum[S][MR][NV];
   BILEVEL_UNROLL for (int c = 0; c < MR; ++c) {
-    BILEVEL_UNROLL for (int v = 0; v < NV; ++v) sum[c][v] = hn::LoadU(d, G + c * pitch + v * L);
+    BILEVEL_UNROLL for (int v = 0; v < NV; ++v) {
+      sum[0][c][v] = hn::LoadU(d, G + c * pitch + v * L);
+      BILEVEL_UNROLL for (int i = 1; i < S; ++i) sum[i][c][v] = hn::Zero(d);
+    }
   }
-  for (int r = 0; r < count; ++r) {
+  const auto add = [&](int r, int i) HWY_ATTR {
     const T* row = rows[r] + offset;
     Vec x[NV];
     BILEVEL_UNROLL for (int v = 0; v < NV; ++v) x[v] = hn::LoadU(d, row + v * L);
     BILEVEL_UNROLL for (int c = 0; c < MR; ++c) {
       const Vec factor = hn::Set(d, R[c * kBlock + r]);
-      BILEVEL_UNROLL for (int v = 0; v < NV; ++v) sum[c][v] = hn::MulAdd(factor, x[v], sum[c][v]);
+      BILEVEL_UNROLL for (int v = 0; v < NV; ++v) sum[i][c][v] = hn::MulAdd(factor, x[v], sum[i][c][v]);
     }
+  };
+  int r = 0;
+  for (; r + S <= count; r += S) {
+    BILEVEL_UNROLL for (int i = 0; i < S; ++i) add(r + i, i);
   }
+  for (; r < count; ++r) add(r, 0);
   BILEVEL_UNROLL for (int c = 0; c < MR; ++c) {
-    BILEVEL_UNROLL for (int v = 0; v < NV; ++v) hn::StoreU(sum[c][v], d, G + c * pitch + v * L);
+    BILEVEL_UNROLL for (int v = 0; v < NV; ++v) {
+      BILEVEL_UNROLL for (int i = 1; i < S; ++i) sum[0][c][v] = hn::Add(sum[0][c][v], sum[i][c][v]);
+      hn::StoreU(sum[0][c][v], d, G + c * pitch + v * L);
+    }
   }
 }
 
@@ -174,8 +229,13 @@ void outer(const Samples<T>& s, const Block<T>& block, const T* R, int64_t m, T*
     for (int p = 0; p < parts; ++p) prefetch(s, next, part++);
     outer_columns<kVectors>(block.features, block.rows, j, R, m, G + j, s.pitch);
   }
-  for (; j < s.body; j += L) outer_columns<1>(block.features, block.rows, j, R, m, G + j, s.pitch);
-  for (int64_t e = 0; e < kPad<T>; e += L) outer_columns<1>(block.ends, block.rows, e, R, m, G + j + e, s.pitch);
+  switch ((s.body - j) / L) {
+    case 1: outer_columns<1>(block.features, block.rows, j, R, m, G + j, s.pitch); break;
+    case 2: outer_columns<2>(block.features, block.rows, j, R, m, G + j, s.pitch); break;
+    case 3: outer_columns<3>(block.features, block.rows, j, R, m, G + j, s.pitch); break;
+    default: break;
+  }
+  for (int64_t e = 0; e < kPad<T>; e += L) outer_columns<1>(block.ends, block.rows, e, R, m, G + s.body + e, s.pitch);
 }
 
 // w_r = s_r · scale, 0 past the last sample.
@@ -355,6 +415,14 @@ void derivative(const Samples<T>& s, const Block<T>& block, const T* w, const T*
   }
 }
 
+// In double, by sums that do not wait for each other.
+template <class T>
+double inner_product(const T* a, const T* b, int size) {
+  double sums[4] = {};
+  for (int r = 0; r < size; ++r) sums[r % 4] += static_cast<double>(a[r]) * static_cast<double>(b[r]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <class T>
 double gradient(const Samples<T>& s, const T* V, int64_t first, int64_t last, T* G, T* state, T* losses, T* work) {
   const int64_t C = s.classes;
@@ -365,7 +433,7 @@ double gradient(const Samples<T>& s, const T* V, int64_t first, int64_t last, T*
     dot(s, block, V, C, U);
     take_weights(s, block, s.weights, w);
     first_order(s, block, w, U, state ? state + b * C * kBlock : own_state, l, t);
-    for (int r = 0; r < block.rows; ++r) value += static_cast<double>(w[r]) * static_cast<double>(l[r]);
+    value += inner_product(w, l, block.rows);
     if (losses) std::copy(l, l + block.rows, losses + block.first);
     if (G) outer(s, block, U, C, G, b + 1 < last ? b + 1 : s.n);
   }
@@ -423,6 +491,12 @@ HWY_EXPORT(name);
 Passes<float> float_passes() { return HWY_DYNAMIC_DISPATCH(float_table)(); }
 Passes<double> double_passes() { return HWY_DYNAMIC_DISPATCH(double_table)(); }
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(name)(); }
+
+std::vector<int64_t> instruction_sets() { return hwy::SupportedAndGeneratedTargets(); }
+void pretend(int64_t instruction_set) {
+  hwy::SetSupportedTargetsForTest(instruction_set);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
 
 }  // namespace bilevel::native
 #endif

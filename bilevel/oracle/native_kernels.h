@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace bilevel::native {
 
@@ -60,5 +61,10 @@ inline int64_t work_size(int64_t m, int64_t classes) { return (m + 2 * classes +
 Passes<float> float_passes();
 Passes<double> double_passes();
 const char* instruction_set();
+
+/// For tests. The instruction sets that this processor has of those that were compiled, and a call to be served by one of them
+/// alone from here on; 0: by the best again.
+std::vector<int64_t> instruction_sets();
+void pretend(int64_t instruction_set);
 
 }  // namespace bilevel::native

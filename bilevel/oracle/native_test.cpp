@@ -276,6 +276,25 @@ TEST(NativeOracle, GivesTheSameBitsAgainAndNearlyThoseOfAnotherNumberOfThreads) 
   expect_near(both, one, 1e-6, "two threads");
 }
 
+TEST(NativeOracle, EqualsAutodiffOnEveryInstructionSet) {
+  ASSERT_FALSE(native::instruction_sets().empty());
+  for (const int64_t set : native::instruction_sets()) {
+    native::pretend(set);
+    SCOPED_TRACE(native::instruction_set());
+    for (const char* loss : {"softmax", "logistic", "squared"}) {
+      for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+        Case c;
+        c.loss = loss;
+        c.C = c.loss == "logistic" ? 1 : 7;
+        c.d = 61;
+        c.dtype = dtype;
+        expect_equal_to_autodiff(c);
+      }
+    }
+  }
+  native::pretend(0);
+}
+
 TEST(NativeOracle, LeavesALossWithoutAFormToAutodiff) {
   Glm problem(Case{});
   problem.both_ = false;

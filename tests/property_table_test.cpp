@@ -51,6 +51,14 @@ const std::vector<RuleCase>& rule_rows() {
       {"sgd", "weight_decay = 0.1", {.lr = 0.05, .weight_decay = 0.1}},
       {"adam", "", {.kind = Kind::kAdam, .lr = 0.05}},
       {"adamw", "", {.kind = Kind::kAdam, .lr = 0.05, .weight_decay = 0.01, .decoupled = true}},
+      {"adam", "amsgrad = true\nbetas = [0.5, 0.6]",
+       {.kind = Kind::kAdam, .lr = 0.05, .beta1 = 0.5, .beta2 = 0.6, .amsgrad = true}},
+      {"rmsprop", "centered = true\nmomentum = 0.5\nalpha = 0.9\nweight_decay = 0.1",
+       {.kind = Kind::kRmsprop, .lr = 0.01, .momentum = 0.5, .weight_decay = 0.1, .centered = true, .decay = 0.9}},
+      {"adagrad", "initial_accumulator_value = 0.1", {.kind = Kind::kAdagrad, .lr = 0.1, .eps = 1e-10, .accumulator = 0.1}},
+      {"adadelta", "eps = 1e-2", {.kind = Kind::kAdadelta, .lr = 1.0, .eps = 1e-2, .decay = 0.9}},
+      {"adamax", "weight_decay = 0.1", {.kind = Kind::kAdamax, .lr = 0.05, .weight_decay = 0.1}},
+      {"sgd", "clip_norm = 0.5", {.lr = 0.05, .clip_norm = 0.5}},
   };
   return rows;
 }
@@ -110,34 +118,24 @@ at::Tensor darts_formula(const Place& p) {
   return p.direct - p.rule.lr * (grad_x(p.previous + epsilon * p.b) - grad_x(p.previous - epsilon * p.b)) / (2 * epsilon);
 }
 
-// The formula of the paper with the exact diagonal ∂u/∂g of the last update u; an update acts on each element apart.
+// The formula of the paper with the exact derivative of the last update: q = −(∂y_T/∂g)ᵀ ∂y f.
 at::Tensor sama_formula(const Place& p) {
-  const PlainRule& rule = p.rule;
-  at::Tensor y = p.problem.initial_inner(p.x, 0).detach(), m = at::zeros_like(y), v = at::zeros_like(y), diagonal;
+  at::Tensor y = p.problem.initial_inner(p.x, 0).detach(), q;
   const auto inner_gradient = [&](const at::Tensor& at_y, bool by_x) {
     const at::AutoGradMode grad_mode(true);
     const at::Tensor xv = p.x.detach().clone().requires_grad_(true), yv = at_y.detach().clone().requires_grad_(true);
     return torch::autograd::grad({p.problem.inner_loss(xv, yv, Batch{})}, {by_x ? xv : yv})[0];
   };
+  PlainState state = plain_start(p.rule, y);
+  const at::Tensor lr = at::scalar_tensor(p.rule.lr, y.options()), mu = at::scalar_tensor(p.rule.momentum, y.options());
   for (int64_t t = 0; t < kSteps; ++t) {
     const at::AutoGradMode grad_mode(true);
     const at::Tensor g = inner_gradient(y, false).requires_grad_(true);
-    const at::Tensor G = rule.decoupled ? g : g + rule.weight_decay * y;
-    at::Tensor u;
-    if (rule.kind == PlainRule::Kind::kSgd) {
-      m = t == 0 ? G : rule.momentum * m + G;
-      u = rule.lr * (rule.momentum == 0 ? G : rule.nesterov ? G + rule.momentum * m : m);
-    } else {
-      const double n = static_cast<double>(t + 1);
-      m = rule.beta1 * m + (1 - rule.beta1) * G;
-      v = rule.beta2 * v + (1 - rule.beta2) * G * G;
-      u = rule.lr * (m / (1 - std::pow(rule.beta1, n))) / ((v / (1 - std::pow(rule.beta2, n))).sqrt() + rule.eps);
-    }
-    diagonal = torch::autograd::grad({u.sum()}, {g}, {}, /*retain_graph=*/true)[0];
-    y = ((rule.decoupled ? (1 - rule.lr * rule.weight_decay) * y : y) - u).detach();
-    m = m.detach(), v = v.detach();
+    const at::Tensor next = plain_step(p.rule, t, y, g, lr, mu, state);
+    q = -torch::autograd::grad({next}, {g}, {p.b}, /*retain_graph=*/true)[0];
+    y = next.detach();
+    state = {state.m.detach(), state.v.detach(), state.u.detach()};
   }
-  const at::Tensor q = diagonal * p.b;
   const double epsilon = 1.0 / q.norm().item<double>();
   return p.direct - (inner_gradient(p.y + epsilon * q, true) - inner_gradient(p.y - epsilon * q, true)) / (2 * epsilon);
 }
@@ -172,6 +170,7 @@ struct EstimatorCase {
   Tolerance tolerance = {};
   bool needs_stationary_rule = false;  // decoupled decay is refused
   bool convex_only = false;
+  bool values_alone = false;  // differences of F over σ: in float they drown where clipping leaves little implicit part
   std::string label() const { return label_of(name, keys); }
 };
 
@@ -281,7 +280,8 @@ const std::vector<EstimatorCase>& estimator_rows() {
        .keys = "samples = 3\nsigma = 0.05",
        .quantity = "zeroth-order",
        .reference = zeroth_order_formula,
-       .tolerance = {.difference = 1e-11}},
+       .tolerance = {.difference = 1e-11},
+       .values_alone = true},
   };
   return rows;
 }
@@ -361,7 +361,7 @@ TEST_P(PropertyTable, IsWhatItDefinesAndTheSameBitsTwiceInEveryCell) {
       const at::Tensor expected = row.reference(place);
       EXPECT_TRUE(estimator->objections(*exact, solver).empty()) << problem_row.name << ", " << rule.label();
       for (const Cell& cell : cells()) {
-        if (!cell.offered()) continue;
+        if (!cell.offered() || (row.values_alone && cell.dtype == at::kFloat)) continue;
         SCOPED_TRACE(fmt::format("{} | {} | {} | {}", row.label(), rule.label(), problem_row.name, cell.label()));
         const Problem& problem = cell.dtype == at::kFloat ? *single : *exact;
         const Hypergradient h = estimate_in(cell, *estimator, problem, solver, x.to(cell.dtype));

@@ -184,6 +184,19 @@ TEST(Experiment, IgnoresKeysOfTheRulesThatSetHasReplaced) {
   EXPECT_THAT(message([] { const Experiment e(config({"inner.rule=adam", "inner.momentum=0.9"})); }), HasSubstr("unknown key"));
 }
 
+TEST(Experiment, GivesTheWholeBatchsHypergradientByMicroBatches) {
+  for (const char* estimator : {"unrolled", "implicit", "identity"}) {
+    const std::string chosen = fmt::format("hypergradient.estimator={}", estimator);
+    const auto value = [&](const std::string& micro) {
+      const Experiment experiment(config({chosen, "run.oracle=autodiff", "run.micro_batch=" + micro}));
+      return experiment.algorithm().hypergradient(experiment.algorithm().init()).value;
+    };
+    const at::Tensor whole = value("0");
+    EXPECT_LT((value("7") - whole).norm().item<double>(), 1e-12 * whole.norm().item<double>()) << estimator;
+  }
+  EXPECT_THAT(message([] { const Experiment e(config({"run.micro_batch=-1"})); }), HasSubstr("micro_batch"));
+}
+
 TEST(Experiment, ReadsABatchForEachRoleAndTheNumberOfDraws) {
   const std::vector<std::string> sets = {"hypergradient.estimator=implicit", "hypergradient.hvp_batch=8",
                                          "hypergradient.cross_batch=9", "hypergradient.variance_samples=3", "outer.batch=10"};

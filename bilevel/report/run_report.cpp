@@ -209,6 +209,53 @@ Report::Section curves(const Run& run) {
   return section;
 }
 
+/// What the certificates of the run say, where one was worked for. Empty: none was.
+Report::Section certificates(const Run& run) {
+  Report::Section section{"Certificates", {}};
+  LineChart::Series norm{"hypergradient norm", {}, {}}, bound{"error at most", {}, {}}, distance{"distance to F, estimated", {}, {}};
+  Table table{.title = "How right the hypergradients are",
+              .columns = {{"step", true}, {"status", false}, {"norm", true}, {"error at most", true}, {"distance to F", true}, {"slopes", false}},
+              .rows = {}};
+  std::string reason;
+  size_t more = 0;
+  for (const Json& record : run.log) {
+    const Json& certificate = member(record, "certificate");
+    if (!certificate.is_object()) continue;
+    const double step = number(record, "step"), most = number(certificate, "error_bound"), off = number(certificate, "distance_to_F");
+    const Json& check = member(certificate, "spot_check");
+    if (!std::isfinite(most) && !std::isfinite(off) && !check.is_object()) continue;
+    norm.x.push_back(step), norm.y.push_back(number(record, "hypergradient_norm"));
+    if (std::isfinite(most)) bound.x.push_back(step), bound.y.push_back(most);
+    if (std::isfinite(off)) distance.x.push_back(step), distance.y.push_back(off);
+    if (!std::isfinite(most)) reason = text(certificate, "bound_reason");
+    if (table.rows.size() >= kMostWarnings) {
+      ++more;
+      continue;
+    }
+    const double disagreement = number(check, "disagreement");
+    const bool conclusive = check.is_object() && check.value("conclusive", false);
+    const std::string slopes = !check.is_object() ? ""
+                               : !conclusive      ? "cannot be certified"
+                                                  : fmt::format("differ by {}", format_number(disagreement, 2));
+    table.rows.push_back({{Cell(std::to_string(count(record, "step"))), Cell(text(record, "status")),
+                           Cell(number(record, "hypergradient_norm")), std::isfinite(most) ? Cell(most) : Cell("no bound"), Cell(off),
+                           Cell(slopes)}});
+  }
+  if (table.rows.empty()) return section;
+  table.note = fmt::format("Of the function “{}”. {}", text(member(run.log.front(), "certificate"), "differentiates"), reason);
+  if (more > 0) table.note += fmt::format(" … and {} more, in log.jsonl.", more);
+  if (norm.x.size() > 1) {
+    LineChart chart{.title = "Hypergradient and its error", .x_label = "outer step", .y_label = "2-norm", .log_y = true, .series = {}};
+    for (LineChart::Series* series : {&norm, &bound, &distance}) {
+      const bool shown = std::any_of(series->y.begin(), series->y.end(), [](double v) { return v > 0; });
+      if (shown) chart.series.push_back(thinned(std::move(*series)));
+    }
+    if (!chart.series.empty()) section.blocks.push_back(std::move(chart));
+  }
+  section.blocks.push_back(std::move(table));
+  return section;
+}
+
 Report::Section result(const Run& run) {
   Report::Section section{"Result", {}};
   // The summary repeats the last record; before the run's end there is only the log.
@@ -361,6 +408,7 @@ Report run_report(const std::string& directory) {
   report.verdict = verdict(run);
   if (!run.log.empty()) report.sections.push_back(result(run));
   if (!run.log.empty()) report.sections.push_back(curves(run));
+  if (Report::Section section = certificates(run); !section.blocks.empty()) report.sections.push_back(std::move(section));
   if (Report::Section section = hyperparameters(run); !section.blocks.empty()) report.sections.push_back(std::move(section));
   for (const Explanation& one : kept_explanations(directory)) report.sections.push_back(explanation_section(one));
   if (!run.log.empty()) report.sections.push_back(cost(run));
@@ -373,6 +421,14 @@ std::string terminal_summary(const std::string& directory, int width, bool color
   // The table of the parts says enough here; their bars are for the page.
   for (auto& section : report.sections) {
     std::erase_if(section.blocks, [](const Block& block) { return std::holds_alternative<BarChart>(block); });
+    if (section.title != "Certificates") continue;
+    // The last rows are about what the run ended with.
+    constexpr size_t kShown = 5;
+    for (Block& block : section.blocks) {
+      if (auto* table = std::get_if<Table>(&block); table != nullptr && table->rows.size() > kShown) {
+        table->rows.erase(table->rows.begin(), table->rows.end() - kShown);
+      }
+    }
   }
   std::string summary = render_terminal(report, width, color);
   const fs::path page = fs::path(directory) / "report.html";

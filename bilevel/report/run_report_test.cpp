@@ -169,12 +169,48 @@ TEST_F(RunReport, ALongCurveIsThinnedButKeepsItsExtremes) {
   const Report report = run_report(path_);
   const LineChart* outer = find<LineChart>(report, "Outer loss");
   ASSERT_NE(outer, nullptr);
-  const auto& [name, steps, values] = outer->series[0];
+  const std::vector<double>&steps = outer->series[0].x, &values = outer->series[0].y;
   EXPECT_LE(steps.size(), 2002u);
   EXPECT_TRUE(std::is_sorted(steps.begin(), steps.end()));
   EXPECT_EQ(steps.back(), 8999);
   EXPECT_EQ(*std::max_element(values.begin(), values.end()), 1e6);
   EXPECT_EQ(*std::min_element(values.begin(), values.end()), -5);
+}
+
+TEST_F(RunReport, TellsHowRightTheHypergradientsAre) {
+  RunDirectory directory = RunDirectory::create(path_, "[hypergradient]\n");
+  for (int64_t k = 0; k < 8; ++k) {
+    Record r = record(k);
+    r.certificate.emplace();
+    r.certificate->differentiates = "F";
+    r.certificate->bound_reason = "No bound: none was asked for at this step.";
+    if (k % 4 == 0) {
+      r.certificate->error_bound = 1.25e-3;
+      r.certificate->distance_to_F = 7.5e-4;
+    }
+    if (k == 4) {
+      SpotCheck check;
+      check.conclusive = true;
+      check.disagreement = 0.0123;
+      r.certificate->spot_check = check;
+    }
+    directory.append(r, {});
+  }
+  const Report report = run_report(path_);
+  const auto section = std::find_if(report.sections.begin(), report.sections.end(),
+                                    [](const Report::Section& one) { return one.title == "Certificates"; });
+  ASSERT_NE(section, report.sections.end());
+  const auto* chart = std::get_if<LineChart>(&section->blocks.at(0));
+  ASSERT_NE(chart, nullptr);
+  ASSERT_EQ(chart->series.size(), 3u);
+  EXPECT_EQ(chart->series[1].x, (std::vector<double>{0, 4}));  // steps without a bound are no points
+  EXPECT_EQ(chart->series[1].y, (std::vector<double>{1.25e-3, 1.25e-3}));
+  EXPECT_EQ(chart->series[2].y, (std::vector<double>{7.5e-4, 7.5e-4}));
+  const auto* table = std::get_if<Table>(&section->blocks.at(1));
+  ASSERT_NE(table, nullptr);
+  ASSERT_EQ(table->rows.size(), 2u);
+  EXPECT_EQ(table->rows[1].cells.back().text, "differ by 0.012");
+  EXPECT_THAT(terminal_summary(path_), HasSubstr("0.00125"));
 }
 
 TEST_F(RunReport, RefusesADirectoryWithoutARun) {

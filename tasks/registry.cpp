@@ -27,18 +27,23 @@ bias  = true
 # A ridge of its own for each feature: inner += ½ Σ_j λ_j ‖w_j‖², λ = exp(x).  per = "one" | "feature" | "class" | "layer";
 # param = "log" | "identity" (λ = x, with min = 0.0);  bias = true penalises biases too.
 l2 = { per = "feature", init = -4.0, param = "log", bias = false }
+# Weights that become exactly zero: inner += Σ_j λ_j ‖w_j‖₁, λ = exp(x); needs inner.solver = "prox". Options as for l2.
+# l1 = { per = "feature", init = -6.0 }
 # A weight for each inner sample: inner = (1/n) Σ_i σ(x_i) loss_i.  param = "sigmoid" | "identity" | "softplus"; min, max, or
 # constraint = "simplex" | "positive".
 # sample_weight = { init = 0.0, param = "sigmoid" }
 # A weight for each source of the inner samples; needs data.inner.source.
 # source_weight = { init = 0.0, param = "sigmoid" }
-# The step size of the inner rule, in place of inner.lr; only unrolling estimators can learn it.
+# The step size of the inner rule, in place of inner.lr; only estimators that go through the steps can learn it.
+# per = "one" | "layer" | "step". Likewise momentum (sgd, rmsprop) and weight_decay.
 # step_size = { init = 0.1, param = "identity", min = 0.0 }
+# momentum = { init = 0.9, per = "layer", min = 0.0, max = 0.99 }
 
 # What is not learned.
 # [problem.fixed]
 # l2 = 0.01
 # l2_bias = false
+# l1 = 0.001
 # sample_weight = "weights.npy"
 
 # Paths are relative to this file. Arrays: { x = "x.npy", y = "y.npy", source = "s.npy" } (IDX files too); tables:
@@ -50,7 +55,7 @@ outer = { builtin = "digits", first = 500, count = 500 }
 test  = { builtin = "digits", first = 1000 }
 
 [inner]
-rule  = "sgd"           # `bilevel list rules`
+rule  = "sgd"           # `bilevel list rules`; or solver = "lbfgs" | "newton-cg" | "closed-form" | "prox" | "projected-gradient"
 lr    = "auto"          # or a number; "auto" is 1/L by power iteration
 steps = 200
 batch = 0               # 0: all samples in every step

@@ -8,6 +8,7 @@
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
+#include "bilevel/problem/inner_constraints.h"
 #include "bilevel/problem/linear_form.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/gram.h"
@@ -20,7 +21,7 @@ using Kind = Hyperparameter::Kind;
 using Map = Hyperparameter::Map;
 using Per = Hyperparameter::Per;
 
-const std::vector<std::string> kPers = {"one", "feature", "class", "layer"};
+const std::vector<std::string> kPers = {"one", "feature", "class", "layer", "step"};
 
 at::Tensor apply(Map map, const at::Tensor& x) {
   switch (map) {
@@ -32,6 +33,8 @@ at::Tensor apply(Map map, const at::Tensor& x) {
   return x;
 }
 
+bool is_penalty(Kind kind) { return kind == Kind::kL2 || kind == Kind::kL1; }
+bool is_of_rule(Kind kind) { return kind == Kind::kStepSize || kind == Kind::kMomentum || kind == Kind::kWeightDecay; }
 bool is_weight(Kind kind) { return kind == Kind::kSampleWeight || kind == Kind::kSourceWeight; }
 
 Map map_named(const std::string& name) {
@@ -55,8 +58,14 @@ void read_constraint(Section& section, Hyperparameter& out) {
   }
 }
 
+// x of what a rule begins with: step size 0.1, momentum 0.9, weight decay 0.01; else 0.
+double initial_value(Kind kind, Map map) {
+  if (!is_of_rule(kind)) return 0.0;
+  const double value = kind == Kind::kStepSize ? 0.1 : kind == Kind::kMomentum ? 0.9 : 0.01;
+  return map == Map::kExp ? std::log(value) : map == Map::kSigmoid ? std::log(value / (1 - value)) : value;
+}
+
 Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
-  if (key == "l1") all.fail(key, "l1 is not there yet: it needs a proximal inner solver, which comes later. Use l2.");
   const auto& kinds = Hyperparameter::kinds();
   const auto found = std::find(kinds.begin(), kinds.end(), key);
   if (found == kinds.end()) all.fail(key, fmt::format("this hyperparameter is not known.{}", suggestion(key, kinds)));
@@ -65,16 +74,21 @@ Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
   Hyperparameter out;
   out.kind = static_cast<Kind>(found - kinds.begin());
   Section section = all.section(key);
-  std::string map = is_weight(out.kind) ? "sigmoid" : out.kind == Kind::kL2 ? "log" : "identity";
+  std::string map = is_weight(out.kind)                                              ? "sigmoid"
+                    : is_penalty(out.kind) || out.kind == Kind::kWeightDecay ? "log"
+                                                                             : "identity";
   section.read_choice("param", map,
-                      is_weight(out.kind) ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
-                                          : std::vector<std::string>{"log", "identity"});
+                      is_weight(out.kind)               ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
+                      : out.kind == Kind::kMomentum ? std::vector<std::string>{"identity", "sigmoid"}
+                                                    : std::vector<std::string>{"log", "identity"});
   out.map = map_named(map);
-  if (out.kind == Kind::kL2) {
+  if (is_penalty(out.kind) || is_of_rule(out.kind)) {
     std::string per = "one";
-    section.read_choice("per", per, kPers);
+    section.read_choice("per", per,
+                        is_penalty(out.kind) ? std::vector<std::string>{"one", "feature", "class", "layer"}
+                                             : std::vector<std::string>{"one", "layer", "step"});
     out.per = static_cast<Per>(std::find(kPers.begin(), kPers.end(), per) - kPers.begin());
-    section.read("bias", out.bias);
+    if (is_penalty(out.kind)) section.read("bias", out.bias);
   }
   read_constraint(section, out);
   if (section.is_text("init")) {
@@ -82,7 +96,7 @@ Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
     section.read_path("init", file);
     out.init = read_npy(file);
   } else if (section.has("init") || out.constraint.kind != Constraint::Kind::kSimplex) {
-    double init = out.kind == Kind::kStepSize ? (out.map == Map::kExp ? std::log(0.1) : 0.1) : 0.0;
+    double init = initial_value(out.kind, out.map);
     section.read("init", init);
     out.init = at::scalar_tensor(init, at::kDouble);
   }
@@ -107,12 +121,14 @@ void read_fixed(Section& problem, SupervisedOptions& options) {
       fixed.fail(key, fmt::format("{} is a hyperparameter, so it cannot be fixed too; remove one of the two.", key));
     }
     if (key == "step_size") fixed.fail(key, "a fixed step size is written lr, in [inner].");
+    if (key == "momentum" || key == "weight_decay") fixed.fail(key, "it belongs to the rule, in [inner].");
     if (key == "source_weight") fixed.fail(key, "fixed weights are given for each sample: sample_weight = \"weights.npy\".");
   }
   if (!l2_learned) {
     fixed.read("l2", options.l2);
     fixed.read("l2_bias", options.l2_bias);
   }
+  if (!learned(options, Kind::kL1)) fixed.read("l1", options.l1);
   if (fixed.has("sample_weight")) fixed.read_path("sample_weight", options.sample_weight);
   fixed.finish();
 }
@@ -122,6 +138,10 @@ void read_start(Section& root, SupervisedOptions& options) {
   Section inner = root.section("inner");
   if (learned(options, Kind::kStepSize) && inner.is_number("lr")) {
     inner.fail("lr", "step_size is a hyperparameter, so lr cannot be fixed too; remove one of the two.");
+  }
+  if (std::any_of(options.hyperparameters.begin(), options.hyperparameters.end(),
+                  [](const Hyperparameter& one) { return one.per == Per::kStep; })) {
+    inner.read("steps", options.steps);
   }
   options.init = options.model.kind == "linear" ? "zeros" : "random";
   inner.read("init", options.init);
@@ -159,7 +179,8 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) { return !a.defined
 }  // namespace
 
 const std::vector<std::string>& Hyperparameter::kinds() {
-  static const std::vector<std::string> names = {"sample_weight", "source_weight", "l2", "step_size"};
+  static const std::vector<std::string> names = {"sample_weight", "source_weight", "l2", "l1",
+                                                 "step_size",     "momentum",      "weight_decay"};
   return names;
 }
 
@@ -174,16 +195,24 @@ std::vector<std::string> SupervisedOptions::violations() const {
   if (dtype != at::kFloat && dtype != at::kDouble)
     out.push_back(fmt::format("dtype must be float32 or float64, got {}", at::toString(dtype)));
   if (!(l2 >= 0) || !std::isfinite(l2)) out.push_back(fmt::format("l2 must be at least 0, got {}", l2));
+  if (!(l1 >= 0) || !std::isfinite(l1)) out.push_back(fmt::format("l1 must be at least 0, got {}", l1));
+  if (learned(*this, Kind::kL1) && l1 != 0) out.push_back(fmt::format("l1 is a hyperparameter and fixed at {} too", l1));
   for (size_t i = 0; i < hyperparameters.size(); ++i) {
     const Hyperparameter& one = hyperparameters[i];
     for (size_t j = 0; j < i; ++j) {
       if (hyperparameters[j].kind == one.kind) out.push_back(fmt::format("hyperparameter {} is there twice", one.name()));
     }
-    if (one.kind == Kind::kL2 && (one.per == Per::kFeature || one.per == Per::kClass) && model.kind != "linear") {
+    const std::string& per = kPers[static_cast<size_t>(one.per)];
+    if (is_penalty(one.kind) && (one.per == Per::kFeature || one.per == Per::kClass) && model.kind != "linear") {
       out.push_back(
-          fmt::format("l2 per {} needs the model \"linear\", and the model is \"{}\"; \"one\" and \"layer\" fit any model",
-                      kPers[static_cast<size_t>(one.per)], model.kind));
+          fmt::format("{} per {} needs the model \"linear\", and the model is \"{}\"; \"one\" and \"layer\" fit any model",
+                      one.name(), per, model.kind));
     }
+    if (is_penalty(one.kind) && one.per == Per::kStep) out.push_back(fmt::format("{} cannot change from step to step", one.name()));
+    if (is_of_rule(one.kind) && (one.per == Per::kFeature || one.per == Per::kClass)) {
+      out.push_back(fmt::format("{} per {} is not offered; \"one\", \"layer\" and \"step\" are", one.name(), per));
+    }
+    if (one.per == Per::kStep && steps < 1) out.push_back(fmt::format("{} per step needs steps, got {}", one.name(), steps));
   }
   if (learned(*this, Kind::kL2) && l2 != 0) out.push_back(fmt::format("l2 is a hyperparameter and fixed at {} too", l2));
   if (learned(*this, Kind::kSampleWeight) && !sample_weight.empty())
@@ -248,12 +277,16 @@ SupervisedProblem::SupervisedProblem(SupervisedOptions options, SupervisedData d
   std::vector<at::Tensor> initial = {at::empty({0}, options_.dtype)};
   for (size_t i = 0; i < options_.hyperparameters.size(); ++i) {
     const Hyperparameter& one = options_.hyperparameters[i];
-    int64_t* const slots[] = {&sample_weight_, &source_weight_, &l2_, &step_size_};
+    int64_t* const slots[] = {&sample_weight_, &source_weight_, &l2_, &l1_, &step_size_, &momentum_, &weight_decay_};
     *slots[static_cast<size_t>(one.kind)] = static_cast<int64_t>(i);
     outer_layout_.add(one.name(), part_shape(one));
+    if (one.kind == Kind::kL1 || (is_of_rule(one.kind) && one.per == Per::kLayer)) {
+      groups_[static_cast<int64_t>(i)] = groups(one.per, one.kind != Kind::kL1 || one.bias);
+    }
     initial.push_back(initial_part(one, outer_layout_.parts().back(), options_.dtype));
   }
   x0_ = at::cat(initial).to(device);
+  if (options_.l1 > 0) groups_[-1] = groups(Per::kOne, false);
 
   const bool bias = l2_ >= 0 ? options_.hyperparameters[l2_].bias : options_.l2_bias;
   if (options_.model.bias && !bias) {
@@ -320,16 +353,40 @@ std::vector<int64_t> SupervisedProblem::part_shape(const Hyperparameter& one) co
   switch (one.kind) {
     case Kind::kSampleWeight: return {inner_.n};
     case Kind::kSourceWeight: return {source_count_};
-    case Kind::kStepSize: return {};
-    case Kind::kL2: break;
+    default: break;
   }
   switch (one.per) {
     case Per::kOne: return {};
     case Per::kFeature: return {model_->layers().front().fan_in + (one.bias && options_.model.bias ? 1 : 0)};
     case Per::kClass: return {model_->output_size()};
+    case Per::kStep: return {options_.steps};
     case Per::kLayer: break;
   }
   return {static_cast<int64_t>(model_->layers().size())};
+}
+
+SupervisedProblem::Groups SupervisedProblem::groups(Per per, bool bias) const {
+  std::vector<at::Tensor> index(model_->layout().parts().size()), member(index.size());
+  for (size_t l = 0; l < model_->layers().size(); ++l) {
+    const Model::Layer& layer = model_->layers()[l];
+    for (const int64_t p : {layer.weight, layer.bias}) {
+      if (p < 0) continue;
+      const Part& part = model_->layout().parts()[static_cast<size_t>(p)];
+      const int64_t rows = part.shape.front(), columns = part.size / rows;
+      at::Tensor of = at::full({rows, columns}, per == Per::kLayer ? static_cast<int64_t>(l) : 0, at::kLong);
+      if (per == Per::kClass) of = at::arange(rows).unsqueeze(1).expand({rows, columns});
+      if (per == Per::kFeature) {
+        // The biases come after the features.
+        of = p == layer.bias ? at::full({rows, 1}, layer.fan_in, at::kLong) : at::arange(columns).expand({rows, columns});
+      }
+      const bool counts = bias || p != layer.bias;
+      index[static_cast<size_t>(p)] = counts ? of.reshape({-1}) : at::zeros({part.size}, at::kLong);
+      member[static_cast<size_t>(p)] = at::full({part.size}, counts ? 1.0 : 0.0, options_.dtype);
+    }
+  }
+  Groups out{at::cat(index).to(options_.device), {}};
+  if (options_.model.bias && !bias) out.member = at::cat(member).to(options_.device);
+  return out;
 }
 
 std::vector<at::Tensor> SupervisedProblem::parts_of(const at::Tensor& x) const {
@@ -414,7 +471,7 @@ at::Tensor SupervisedProblem::strengths(const std::vector<at::Tensor>& parts) co
 
 void SupervisedProblem::offer_linear_forms() {
   LinearForm form;
-  form.loss = loss_.kind();
+  form.link = LinearForm::link_of(loss_);
   form.outputs = options_.outputs;
   form.bias = options_.model.bias;
   form.features = outer_.features;
@@ -459,9 +516,47 @@ at::Tensor SupervisedProblem::initial_inner(const at::Tensor&, int64_t slice) co
   return model_->initial(options_.init, stream.at(slice), options_.dtype).to(options_.device);
 }
 
-Problem::RuleHyperparameters SupervisedProblem::rule_hyperparameters(const at::Tensor& x, int64_t) const {
-  if (step_size_ < 0) return {};
-  return {{"lr", apply(options_.hyperparameters[step_size_].map, parts_of(x)[step_size_])}};
+namespace {
+
+// The value of each element of y.
+at::Tensor spread(const at::Tensor& values, const at::Tensor& index) { return values.reshape({-1}).index_select(0, index); }
+
+}  // namespace
+
+Problem::RuleHyperparameters SupervisedProblem::rule_hyperparameters(const at::Tensor& x, int64_t t) const {
+  const std::vector<at::Tensor> parts = parts_of(x);
+  RuleHyperparameters h;
+  for (const auto& [name, i] : {std::pair("lr", step_size_), std::pair("momentum", momentum_), std::pair("weight_decay", weight_decay_)}) {
+    if (i < 0) continue;
+    const Hyperparameter& one = options_.hyperparameters[i];
+    at::Tensor value = apply(one.map, parts[i]);
+    if (one.per == Per::kStep) value = value.select(0, std::min(t, options_.steps - 1));
+    if (one.per == Per::kLayer) value = spread(value, groups_.at(i).index);
+    h.emplace_back(name, value);
+  }
+  return h;
+}
+
+InnerConstraints SupervisedProblem::inner_constraints(const at::Tensor& x) const {
+  if (!has_inner_constraints()) return {};
+  const Groups& of = groups_.at(l1_);
+  const at::Tensor lambda = l1_ < 0 ? at::full({1}, options_.l1, x0_.options()) : apply(options_.hyperparameters[l1_].map, parts_of(x)[l1_]);
+  InnerConstraints constraints;
+  constraints.l1 = product(of.member, spread(lambda, of.index));
+  return constraints;
+}
+
+double SupervisedProblem::inner_strong_convexity(const at::Tensor& x) const {
+  // A bias without a ridge has the curvature of the data alone, which may be any.
+  if (options_.model.kind != "linear" || penalised_.defined()) return 0;
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> parts = parts_of(x);
+  const at::Tensor w = weights(parts, {});
+  if (w.defined() && w.min().item<double>() < 0) return 0;
+  const double least =
+      l2_ >= 0 ? apply(options_.hyperparameters[static_cast<size_t>(l2_)].map, parts[static_cast<size_t>(l2_)]).min().item<double>()
+               : options_.l2;
+  return std::max(0.0, least);
 }
 
 Problem::Preconditioner SupervisedProblem::inner_preconditioner(const at::Tensor& x) const {

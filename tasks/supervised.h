@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,8 +19,9 @@ class Section;
 
 /// One part of x.
 struct Hyperparameter {
-  enum class Kind { kSampleWeight, kSourceWeight, kL2, kStepSize };
-  enum class Per { kOne, kFeature, kClass, kLayer };        // l2: what has a strength of its own
+  enum class Kind { kSampleWeight, kSourceWeight, kL2, kL1, kStepSize, kMomentum, kWeightDecay };  // the last three: the rule's
+  enum class Per { kOne, kFeature, kClass, kLayer, kStep };  // what has a value of its own: of penalties all but steps, of the
+                                                             // rule's hyperparameters one, layer or step
   enum class Map { kIdentity, kSigmoid, kSoftplus, kExp };  // from x to what it stands for; "log" says that x is the logarithm
 
   Kind kind = Kind::kSampleWeight;
@@ -27,7 +29,7 @@ struct Hyperparameter {
   at::Tensor init = {};  // x, not what it is mapped to: a scalar or the whole part; undefined: 0
   Constraint constraint = {};
   Per per = Per::kOne;
-  bool bias = false;  // l2: biases are penalised too
+  bool bias = false;  // l2, l1: biases are penalised too
 
   static const std::vector<std::string>& kinds();  // as in a configuration
   std::string name() const;
@@ -40,6 +42,8 @@ struct SupervisedOptions {
   std::vector<Hyperparameter> hyperparameters;  // x is their concatenation, in this order
   double l2 = 0;                                // fixed: inner += ½ λ ‖w‖²
   bool l2_bias = false;                         // fixed: biases are penalised too
+  double l1 = 0;                                // fixed: inner += λ ‖w‖₁, without the biases
+  int64_t steps = 100;                          // T of the inner rule, for hyperparameters per step
   std::string init;           // y₀: "zeros" | "random" | a .npy file; empty: zeros for a linear model, else random
   int64_t seed = 0;           // of a random y₀
   std::string sample_weight;  // fixed: a .npy file of n weights; empty: 1
@@ -70,11 +74,12 @@ struct SupervisedData {
 
 /// Learning on [data.inner], judged on [data.outer]:
 ///
-///   g(x, y) = (1/n) Σ_i w_i loss_i(y) + ½ Σ_j λ_j ‖y_j‖²,   w = σ(x) or fixed or 1,   λ = exp(x) or fixed
+///   g(x, y) = (1/n) Σ_i w_i loss_i(y) + ½ Σ_j λ_j ‖y_j‖² + Σ_j κ_j ‖y_j‖₁,   w = σ(x) or fixed or 1,   λ, κ = exp(x) or fixed
 ///   f(x, y) = the mean loss on the outer samples
 ///
-/// Sample and source weights multiply. n is the number of samples (of the batch), not Σ w. A learned step size goes to the update
-/// rule as "lr". `l2` per feature has one strength for each input of a linear model, in the order of the features, per class one
+/// Sample and source weights multiply. n is the number of samples (of the batch), not Σ w. `inner_loss` leaves the l1 penalty
+/// out, for it is not smooth; `inner_constraints` tells it to solvers that can. Learned step sizes, momenta and weight decays go to
+/// the update rule, one for all, for each layer or for each step. `l2` and `l1` per feature have one strength for each input of a linear model, in the order of the features, per class one
 /// for each of its outputs, per layer one for each layer of any model; with `bias` the biases belong to their class or layer, and
 /// per feature they have one strength more, the last.
 class SupervisedProblem : public Problem {
@@ -97,7 +102,10 @@ class SupervisedProblem : public Problem {
   int64_t outer_samples() const override { return outer_.n; }
 
   RuleHyperparameters rule_hyperparameters(const at::Tensor& x, int64_t t) const override;
-  bool has_rule_hyperparameters() const override { return step_size_ >= 0; }
+  bool has_rule_hyperparameters() const override { return step_size_ >= 0 || momentum_ >= 0 || weight_decay_ >= 0; }
+
+  bool has_inner_constraints() const override { return l1_ >= 0 || options_.l1 > 0; }
+  InnerConstraints inner_constraints(const at::Tensor& x) const override;  // the l1 penalty
 
   bool has_outputs() const override { return true; }
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
@@ -107,6 +115,9 @@ class SupervisedProblem : public Problem {
   /// Of a linear model, for the native oracle.
   const LinearForm* inner_linear_form() const override { return inner_form_.get(); }
   const LinearForm* outer_linear_form() const override { return outer_form_.get(); }
+
+  /// The smallest ridge of a linear model all of whose weights are penalised.
+  double inner_strong_convexity(const at::Tensor& x) const override;
 
   /// Of a linear model: the Gram matrix of the features, scaled to the curvature of the loss at even odds.
   Preconditioner inner_preconditioner(const at::Tensor& x) const override;
@@ -160,9 +171,17 @@ class SupervisedProblem : public Problem {
   int64_t source_count_ = 0;
   at::Tensor fixed_weights_;  // [n]
   mutable std::shared_ptr<const Gram> gram_;
+  // Which element of its part of x belongs to an element of y, and whether any does.
+  struct Groups {
+    at::Tensor index;   // int64 [dy]
+    at::Tensor member;  // [dy], 1 or 0; undefined: all are
+  };
+  Groups groups(Hyperparameter::Per per, bool bias) const;
+  std::map<int64_t, Groups> groups_;  // of the hyperparameters that are spread over y, by their parts of x
   at::Tensor penalised_;  // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
   std::unique_ptr<LinearForm> inner_form_, outer_form_;  // of a linear model
-  int64_t sample_weight_ = -1, source_weight_ = -1, l2_ = -1, step_size_ = -1;  // their parts of x; −1: not learned
+  // Their parts of x; −1: not learned.
+  int64_t sample_weight_ = -1, source_weight_ = -1, l2_ = -1, l1_ = -1, step_size_ = -1, momentum_ = -1, weight_decay_ = -1;
 };
 
 }  // namespace bilevel

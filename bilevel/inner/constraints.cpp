@@ -71,7 +71,8 @@ at::Tensor ProximalMap::apply(const at::Tensor& v, double eta) const {
   };
   double phi = dual(mu, y, rho);
   const double rounding = 4 * epsilon * (A_.norm().item<double>() * v.norm().item<double>() + b_.norm().item<double>());
-  for (int k = 0; k < 100; ++k) {
+  double reach = 1;
+  for (int k = 0; k < 200; ++k) {
     const double distance = rho.norm().item<double>();
     if (!(distance > rounding)) break;
     // An element is free where the map moves with v.
@@ -80,18 +81,18 @@ at::Tensor ProximalMap::apply(const at::Tensor& v, double eta) const {
     if (lower_.defined()) free = free * (y > lower_);
     if (upper_.defined()) free = free * (y < upper_);
     at::Tensor S = (A_ * free).mm(A_.t());
-    at::Tensor step = at::linalg_pinv(S, 1e-12, /*hermitian=*/true).mv(rho);
-    double rise = at::dot(step, rho).item<double>();
-    if (!(rise > 0)) {  // nothing that A sees is free here
-      step = rho / A_.square().sum();
-      rise = at::dot(step, rho).item<double>();
-    }
+    // Where too few elements are free the dual is linear along a part of ρ: there, further and further until some are.
+    const at::Tensor newton = at::linalg_pinv(S, 1e-12, /*hermitian=*/true).mv(rho), flat = rho - S.mv(newton);
+    const bool linear = flat.norm().item<double>() > 1e-8 * distance;
+    const at::Tensor step = linear ? newton + reach / A_.square().sum() * flat : newton;
+    const double rise = at::dot(step, rho).item<double>();
     bool moved = false;
-    for (double t = 1; t > 1e-10 && !moved; t /= 2) {
+    for (double t = 1; t > 1e-12 && !moved; t /= 2) {
       const at::Tensor mu_t = mu + t * step, y_t = separable(v - mu_t.matmul(A_), eta), rho_t = A_.mv(y_t) - b_;
       const double phi_t = dual(mu_t, y_t, rho_t);
       moved = phi_t >= phi + 1e-4 * t * rise || rho_t.norm().item<double>() <= 0.5 * distance;
       if (!moved) continue;
+      if (linear) reach = t == 1 ? 4 * reach : 1;
       mu = mu_t;
       y = y_t;
       rho = rho_t;

@@ -84,7 +84,7 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
 
   LineSearchOptions search;
   search.max_evaluations = options_.max_evaluations;
-  search.rounding = loss_rounding(x);
+  search.rounding = 1e3 * loss_rounding(x);  // slopes decide near the optimum, where Newton steps are right
   InnerSolution solution;
   at::Tensor y = start.y.detach();
   solution.previous = y;
@@ -109,7 +109,8 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
     };
     const LinePoint here{0, solution.loss, -at::dot(gradient, along.p).item<double>(), y, {}};
     const LinePoint next = here.slope < 0 ? strong_wolfe(evaluate, here, along.first, search) : here;
-    if (next.t == 0) {
+    const bool level = std::abs(next.loss - here.loss) <= search.rounding * std::abs(here.loss);
+    if (next.t == 0 || (level && !(next.gradients.y.norm().item<double>() < solution.stationarity))) {
       stuck = true;
       break;
     }

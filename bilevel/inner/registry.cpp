@@ -4,8 +4,16 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/inner/adadelta.h"
+#include "bilevel/inner/adagrad.h"
 #include "bilevel/inner/adam.h"
+#include "bilevel/inner/adamax.h"
+#include "bilevel/inner/clipped.h"
+#include "bilevel/inner/closed_form.h"
 #include "bilevel/inner/lbfgs.h"
+#include "bilevel/inner/newton_cg.h"
+#include "bilevel/inner/proximal_gradient.h"
+#include "bilevel/inner/rmsprop.h"
 #include "bilevel/inner/sgd.h"
 
 namespace bilevel {
@@ -44,26 +52,94 @@ const std::vector<Row>& table() {
        [](Section& section, const std::vector<std::string>& learned) {
          return make_with<AdamRule>(AdamRuleOptions::adamw(), section, learned);
        }},
+      {{"rmsprop", "RMSprop (Tieleman & Hinton 2012), centred or not, with momentum and coupled weight decay"},
+       [](Section& section, const std::vector<std::string>& learned) {
+         return make_with<RmspropRule>(RmspropRuleOptions{}, section, learned);
+       }},
+      {{"adagrad", "Adagrad (Duchi, Hazan & Singer 2011), with coupled weight decay"},
+       [](Section& section, const std::vector<std::string>& learned) {
+         return make_with<AdagradRule>(AdagradRuleOptions{}, section, learned);
+       }},
+      {{"adadelta", "Adadelta (Zeiler 2012), with coupled weight decay"},
+       [](Section& section, const std::vector<std::string>& learned) {
+         return make_with<AdadeltaRule>(AdadeltaRuleOptions{}, section, learned);
+       }},
+      {{"adamax", "Adam with the maximum norm (Kingma & Ba 2015), with coupled weight decay"},
+       [](Section& section, const std::vector<std::string>& learned) {
+         return make_with<AdamaxRule>(AdamaxRuleOptions{}, section, learned);
+       }},
   };
   return rows;
+}
+
+using MakeSolver = std::unique_ptr<InnerSolver> (*)(Section&);
+
+template <class Solver, class Options>
+std::unique_ptr<InnerSolver> make_solver(Options options, Section& section) {
+  read(section, options);
+  return std::make_unique<Solver>(std::move(options));
+}
+
+struct SolverRow {
+  RuleRow row;
+  bool constrained;  // whether it minds constraints on y
+  MakeSolver make;
+};
+
+const std::vector<SolverRow>& solver_table() {
+  static const std::vector<SolverRow> rows{
+      {{"lbfgs", "L-BFGS with a strong Wolfe line search"},
+       false,
+       [](Section& section) { return make_solver<Lbfgs>(LbfgsOptions{}, section); }},
+      {{"newton-cg", "Newton's method with truncated conjugate gradients"},
+       false,
+       [](Section& section) { return make_solver<NewtonCg>(NewtonCgOptions{}, section); }},
+      {{"prox", "FISTA with restart, for an l1 penalty, bounds and linear equalities on y"},
+       true,
+       [](Section& section) { return make_solver<ProximalGradient>(ProximalGradientOptions{}, section); }},
+      {{"projected-gradient", "the same without acceleration"},
+       true,
+       [](Section& section) {
+         ProximalGradientOptions options;
+         options.accelerated = false;
+         return make_solver<ProximalGradient>(options, section);
+       }},
+      {{"closed-form", "one linear solve, for losses that are quadratic in y"},
+       false,
+       [](Section& section) { return make_solver<ClosedForm>(ClosedFormOptions{}, section); }},
+  };
+  return rows;
+}
+
+std::vector<RuleRow> rows_of(const auto& table) {
+  std::vector<RuleRow> all;
+  for (const auto& row : table) all.push_back(row.row);
+  return all;
 }
 
 }  // namespace
 
 const std::vector<RuleRow>& rules() {
-  static const std::vector<RuleRow> rows = [] {
-    std::vector<RuleRow> all;
-    for (const auto& row : table()) all.push_back(row.row);
-    return all;
-  }();
+  static const std::vector<RuleRow> rows = rows_of(table());
+  return rows;
+}
+
+const std::vector<RuleRow>& inner_solvers() {
+  static const std::vector<RuleRow> rows = rows_of(solver_table());
   return rows;
 }
 
 std::unique_ptr<UpdateRule> make_rule(const std::string& name, Section& section, const std::vector<std::string>& learned) {
   std::vector<std::string> known;
   for (const auto& [row, make] : table()) {
-    if (row.name == name) return make(section, learned);
     known.push_back(row.name);
+    if (row.name != name) continue;
+    auto rule = make(section, learned);
+    double clip_norm = 0;  // none
+    section.read("clip_norm", clip_norm);
+    if (!(clip_norm >= 0)) section.fail("clip_norm", fmt::format("{} must be at least 0 (0: no clipping).", clip_norm));
+    if (clip_norm == 0) return rule;
+    return std::make_unique<ClippedRule>(std::move(rule), clip_norm);
   }
   throw Error(fmt::format("make_rule: there is no rule \"{}\".{}", name, suggestion(name, known)));
 }
@@ -71,14 +147,22 @@ std::unique_ptr<UpdateRule> make_rule(const std::string& name, Section& section,
 std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& problem, const at::Tensor& x, uint64_t seed,
                                                const at::Tensor& batches) {
   std::string kind = "rule";
-  section.read_choice("solver", kind, {"rule", "lbfgs"});
-  if (kind == "lbfgs") {
+  std::vector<std::string> kinds{"rule"};
+  for (const auto& row : inner_solvers()) kinds.push_back(row.name);
+  section.read_choice("solver", kind, kinds);
+  for (const auto& [row, constrained, make] : solver_table()) {
+    if (row.name != kind) continue;
     if (problem.has_rule_hyperparameters()) {
-      section.fail("solver", "x determines hyperparameters of an update rule (problem.hyperparameters), which lbfgs has not.");
+      section.fail("solver", fmt::format("x determines hyperparameters of an update rule (problem.hyperparameters), which {} has not.",
+                                         kind));
     }
-    LbfgsOptions options;
-    read(section, options);
-    return std::make_unique<Lbfgs>(std::move(options));
+    if (problem.has_inner_constraints() && !constrained) {
+      section.fail("solver", fmt::format("{} knows nothing of an l1 penalty or of constraints on y; use \"prox\".", kind));
+    }
+    return make(section);
+  }
+  if (problem.has_inner_constraints()) {
+    section.fail("solver", "an update rule knows nothing of an l1 penalty or of constraints on y; use \"prox\".");
   }
   std::vector<std::string> names, learned;
   for (const auto& row : rules()) names.push_back(row.name);

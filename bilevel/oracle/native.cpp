@@ -29,11 +29,12 @@ constexpr int64_t kPieceSamples = 1024;      // summed up in float before they a
 constexpr int64_t kBlockBytes = 256 * 1024;  // of features: a quarter of a usual second-level cache
 constexpr int64_t kRowsOfWeights = 32;       // of a block of directions, in one pass: what is multiplied should fit the cache too
 
-native::Link link_of(Loss::Kind kind) {
-  switch (kind) {
-    case Loss::Kind::kLogistic: return native::Link::kLogistic;
-    case Loss::Kind::kSoftmax: return native::Link::kSoftmax;
-    case Loss::Kind::kSquared: break;
+native::Link link_of(LinearForm::Link link) {
+  switch (link) {
+    case LinearForm::Link::kLogistic: return native::Link::kLogistic;
+    case LinearForm::Link::kSoftmax: return native::Link::kSoftmax;
+    case LinearForm::Link::kPoisson: return native::Link::kPoisson;
+    case LinearForm::Link::kSquared: break;
   }
   return native::Link::kSquared;
 }
@@ -85,7 +86,7 @@ class NativeOracle::Model {
     const int64_t expected = form.outputs * (d_ + (form.bias ? 1 : 0));
     require(problem.inner_layout().size() == expected,
             fmt::format("{} has {} weights, and y has {}.", what, expected, problem.inner_layout().size()));
-    const bool softmax = form.loss == Loss::Kind::kSoftmax, logistic = form.loss == Loss::Kind::kLogistic;
+    const bool softmax = form.link == LinearForm::Link::kSoftmax, logistic = form.link == LinearForm::Link::kLogistic;
     require(!logistic || form.outputs == 1, fmt::format("{} is logistic with {} outputs; it takes one.", what, form.outputs));
     const int64_t rows = softmax ? 1 : form.outputs;
     require(form.targets.defined() && form.targets.dim() == 2 && form.targets.size(0) == rows &&
@@ -138,7 +139,7 @@ class NativeOracle::Model {
     s.index = data_or_null<int64_t>(index);
     s.n = index.defined() ? index.size(0) : samples_;
     s.rows = rows_;
-    s.link = link_of(form_.loss);
+    s.link = link_of(form_.link);
     s.classes = form_.outputs;
     if (targets_.scalar_type() == at::kLong) {
       s.labels = targets_.const_data_ptr<int64_t>();

@@ -35,7 +35,7 @@ at::Tensor cut(const at::Tensor& t, const Batch& batch, int64_t dimension) {
 /// Losses by tensor operations, and the same as linear forms; x = (weights' part, ridge's part).
 class Glm : public Problem {
  public:
-  explicit Glm(const Case& c) : case_(c), loss_(c.loss) {
+  explicit Glm(const Case& c) : case_(c), loss_(c.loss == "poisson" ? "squared" : c.loss) {
     Draw draw = Stream(7, "glm").at(0);
     weight_count_ = c.weights == Weights::kPerSample ? c.n : c.weights == Weights::kPerSource ? 4 : 0;
     ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? c.C * (c.d + (c.bias ? 1 : 0)) : 0;
@@ -45,8 +45,9 @@ class Glm : public Problem {
     form_.features = draw.normal({c.n, c.d}).to(c.dtype);
     at::Tensor labels = draw.integers(c.loss == "logistic" ? 2 : c.C, {c.n});
     if (c.loss == "squared") labels = draw.normal({c.n, c.C});
+    if (c.loss == "poisson") labels = draw.integers(6, {c.n, c.C}).to(c.dtype);
     form_.targets = loss_.targets(labels, c.C, c.dtype, "Glm");
-    form_.loss = loss_.kind();
+    form_.link = c.loss == "poisson" ? LinearForm::Link::kPoisson : LinearForm::link_of(loss_);
     form_.outputs = c.C;
     form_.bias = c.bias;
     sources_ = at::arange(c.n).remainder(4);
@@ -61,7 +62,8 @@ class Glm : public Problem {
   const LinearForm* outer_linear_form() const override { return offers_ && both_ ? &form_ : nullptr; }
 
   at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    at::Tensor l = loss_.losses(logits(y, batch), cut(form_.targets, batch, 1));
+    const at::Tensor z = logits(y, batch), t = cut(form_.targets, batch, 1);
+    at::Tensor l = case_.loss == "poisson" ? (z.exp() - t * z).sum(0) : loss_.losses(z, t);
     if (form_.sample_weights) l = l * s(x, batch);
     at::Tensor g = l.mean();
     if (form_.ridge) g = g + (lambda(x) * y * y).sum() / 2;
@@ -167,7 +169,7 @@ TEST_P(NativeOracleCases, EqualAutodiffInEveryProduct) { expect_equal_to_autodif
 std::vector<Case> all_cases() {
   std::vector<Case> list;
   for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
-    for (const char* loss : {"squared", "logistic", "softmax"}) {
+    for (const char* loss : {"squared", "logistic", "softmax", "poisson"}) {
       for (const Weights weights : {Weights::kNone, Weights::kFixed, Weights::kPerSample, Weights::kPerSource}) {
         for (const Ridge ridge : {Ridge::kNone, Ridge::kFixed, Ridge::kScalar, Ridge::kPerWeight}) {
           Case c;
@@ -235,7 +237,7 @@ TEST(NativeOracle, OverflowsNowhereForLogitsOfAThousand) {
 }
 
 TEST(NativeOracle, GivesNoNumberWhereTheWeightsAreNone) {
-  for (const char* loss : {"softmax", "logistic", "squared"}) {
+  for (const char* loss : {"softmax", "logistic", "squared", "poisson"}) {
     Case c;
     c.loss = loss;
     c.C = c.loss == "logistic" ? 1 : 3;
@@ -281,7 +283,7 @@ TEST(NativeOracle, EqualsAutodiffOnEveryInstructionSet) {
   for (const int64_t set : native::instruction_sets()) {
     native::pretend(set);
     SCOPED_TRACE(native::instruction_set());
-    for (const char* loss : {"softmax", "logistic", "squared"}) {
+    for (const char* loss : {"softmax", "logistic", "squared", "poisson"}) {
       for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
         Case c;
         c.loss = loss;

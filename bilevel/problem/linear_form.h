@@ -14,9 +14,20 @@ namespace bilevel {
 ///
 /// A problem that offers its losses so (`Problem::inner_linear_form`) is differentiated by the native oracle.
 struct LinearForm {
+  /// ℓ(z, t): those of problem/loss.h, and Poisson's Σ_c (exp z_c − t_c z_c), t counts.
+  enum class Link { kSquared, kLogistic, kSoftmax, kPoisson };
+  static Link link_of(const Loss& loss) {
+    switch (loss.kind()) {
+      case Loss::Kind::kLogistic: return Link::kLogistic;
+      case Loss::Kind::kSoftmax: return Link::kSoftmax;
+      case Loss::Kind::kSquared: break;
+    }
+    return Link::kSquared;
+  }
+
   at::Tensor features;  // a [n, d], of the dtype of x and y
   at::Tensor targets;   // t as `Loss::targets` gives them: softmax int64 [1, n], logistic ±1 [1, n], else [C, n]
-  Loss::Kind loss = Loss::Kind::kSquared;
+  Link link = Link::kSquared;
   int64_t outputs = 1;  // C, the rows of W
   bool bias = true;     // c is there
   /// s(x) of the batch's samples [B], differentiable; empty: 1.

@@ -22,7 +22,6 @@ void print_text(const Hypergradient& h, const Layout& layout) {
   fmt::print("differentiates   {}\nstationarity     {:.3g}\n", h.certificate.differentiates, h.certificate.stationarity);
   if (h.certificate.relative_residual) fmt::print("linear residual  {:.3g} (relative)\n", *h.certificate.relative_residual);
   if (h.certificate.error_bound) fmt::print("error at most    {:.3g} (2-norm)\n", *h.certificate.error_bound);
-  if (h.certificate.standard_error) fmt::print("standard error   {:.3g} (2-norm)\n", *h.certificate.standard_error);
   if (!h.certificate.bound_reason.empty()) fmt::print("                 {}\n", h.certificate.bound_reason);
   if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g} (estimate)\n", *h.certificate.distance_to_F);
   if (h.certificate.standard_error) fmt::print("standard error   {:.3g}\n", *h.certificate.standard_error);

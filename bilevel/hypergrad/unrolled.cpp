@@ -141,6 +141,7 @@ std::vector<std::string> Unrolled::objections(const Problem& problem, const Inne
         "\"sgd\", or estimator = \"implicit\".",
         solver.name())};
   }
+  if (problem.has_inner_constraints()) return object_to_constraints(problem, name());
   if (options_.budget == 0) return {};
   try {  // whether the budget will do is metered on one step
     const AutodiffOracle oracle(problem);

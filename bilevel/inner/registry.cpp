@@ -8,6 +8,7 @@
 #include "bilevel/inner/adagrad.h"
 #include "bilevel/inner/adam.h"
 #include "bilevel/inner/adamax.h"
+#include "bilevel/inner/anderson.h"
 #include "bilevel/inner/clipped.h"
 #include "bilevel/inner/closed_form.h"
 #include "bilevel/inner/lbfgs.h"
@@ -107,6 +108,9 @@ const std::vector<SolverRow>& solver_table() {
       {{"closed-form", "one linear solve, for losses that are quadratic in y"},
        false,
        [](Section& section) { return make_solver<ClosedForm>(ClosedFormOptions{}, section); }},
+      {{"anderson", "Anderson acceleration of y ← y − lr r, for roots, fixed points and saddles"},
+       false,
+       [](Section& section) { return make_solver<Anderson>(AndersonOptions{}, section); }},
   };
   return rows;
 }

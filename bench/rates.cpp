@@ -1,5 +1,6 @@
-// The error of a hypergradient against the number K of products with H, on quadratics of condition 10, 10³ and 10⁶, at the exact inner
-// solution: docs/rates.svg. Writes JSON: one record for each method, condition and K, with the bound of the theory beside the error.
+// The error of a hypergradient against the number K of products with H, on quadratics of condition 10, 10³ and 10⁶, at the exact
+// inner solution: docs/rates.svg. Writes JSON: one record for each method, condition and K, with the bound of the theory beside
+// the error.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -71,8 +72,8 @@ int main(int argc, char** argv) {
         const std::unique_ptr<Estimator> estimator =
             method == "truncation" ? std::make_unique<Unrolled>(UnrolledOptions{}) : implicit(method, K);
         const double found = error(problem, *estimator, method == "truncation" ? K : 1);
-        records.push_back({{"condition", condition}, {"method", method}, {"K", K}, {"error", found},
-                           {"rate", rate(method, condition)}});
+        records.push_back(
+            {{"condition", condition}, {"method", method}, {"K", K}, {"error", found}, {"rate", rate(method, condition)}});
         if (std::max(found, previous) < 1e-13) break;
         previous = found;
       }

@@ -37,9 +37,10 @@ LinearResult BestIterate::finish(double tolerance) {
   }
   if (!failed(result.status)) result.status = residual_ <= tolerance ? Status::kConverged : Status::kIterationLimit;
   if (result.message.empty()) {
-    result.message = result.status == Status::kConverged
-                         ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, residual_)
-                         : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, residual_);
+    result.message =
+        result.status == Status::kConverged
+            ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, residual_)
+            : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, residual_);
   }
   result.solution = q_;
   result.relative_residual = residual_;

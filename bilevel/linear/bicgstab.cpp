@@ -60,9 +60,10 @@ class Bicg {
   bool recover(std::string_view what) {
     if (!(residual_ < 0.99 * at_restart_)) {
       best_.result.status = Status::kSingular;
-      best_.result.message = fmt::format("The recursion broke down at iteration {}: {} vanished, as it does for a singular or "
-                                         "skew-symmetric A; gmres has no such division.",
-                                         best_.result.iterations, what);
+      best_.result.message = fmt::format(
+          "The recursion broke down at iteration {}: {} vanished, as it does for a singular or "
+          "skew-symmetric A; gmres has no such division.",
+          best_.result.iterations, what);
       return false;
     }
     look();
@@ -151,9 +152,9 @@ class Bicg {
   BestIterate best_;
   at::Tensor q_, r_, p_, shadow_;
   double residual_, rho_ = 0;
-  bool exact_ = true;        // residual_ is that of q_ itself
-  double at_restart_ = 1;    // the residual where the recursion began
-  double drifted_ = 0;       // the true residual where the recursive one was last found to be nothing but rounding
+  bool exact_ = true;      // residual_ is that of q_ itself
+  double at_restart_ = 1;  // the residual where the recursion began
+  double drifted_ = 0;     // the true residual where the recursive one was last found to be nothing but rounding
   int64_t next_look_ = 0;
 };
 
@@ -180,7 +181,8 @@ Bicgstab::Bicgstab(BicgstabOptions options) : options_(options) {
 
 LinearResult Bicgstab::solve(const Operator& A, const at::Tensor& b, const at::Tensor& q0) const {
   const System system(A, options_.damping, b, q0, "Bicgstab::solve");
-  return system.each([&](const at::Tensor& right, const at::Tensor& start) { return Bicg(system, options_, right, start).run(); });
+  return system.each(
+      [&](const at::Tensor& right, const at::Tensor& start) { return Bicg(system, options_, right, start).run(); });
 }
 
 }  // namespace bilevel

@@ -75,7 +75,8 @@ TEST(Bicgstab, EndsWhereItsRecursionBreaksDown) {
 }
 
 TEST(Bicgstab, WorksInFloatAndStopsAtItsRounding) {
-  const at::Tensor M = (symmetric(spectrum(30, 0.5, 5.0)) + 0.03 * vector(900, 4).view({30, 30})).to(at::kFloat), b = vector(30).to(at::kFloat);
+  const at::Tensor M = (symmetric(spectrum(30, 0.5, 5.0)) + 0.03 * vector(900, 4).view({30, 30})).to(at::kFloat),
+                   b = vector(30).to(at::kFloat);
   const auto result = bicgstab(M, b, 3000, 1e-10);
   EXPECT_LT(result.iterations, 1000) << result.message;
   EXPECT_LT(distance(result.solution, at::linalg_solve(M.to(at::kDouble), b.to(at::kDouble))), 1e-4);

@@ -33,12 +33,12 @@ bool worse(const Quality& a, const Quality& b) { return !a.finite() || (a.residu
 
 /// One right-hand side.
 struct Row {
-  int64_t index = 0;      // among the rows of the system
-  Quality best;           // of the row of best_
-  bool measured = true;   // the row of best_ is that of q_
-  double drifted = 0;     // the true residual where the recursive one was last found to be nothing but rounding
-  bool restart = false;   // go on from the true residual, with no memory of the directions
-  double rz = 0;          // of this iteration
+  int64_t index = 0;                      // among the rows of the system
+  Quality best;                           // of the row of best_
+  bool measured = true;                   // the row of best_ is that of q_
+  double drifted = 0;                     // the true residual where the recursive one was last found to be nothing but rounding
+  bool restart = false;                   // go on from the true residual, with no memory of the directions
+  double rz = 0;                          // of this iteration
   std::vector<double> diagonal, squares;  // of T
   LinearResult result;
 };

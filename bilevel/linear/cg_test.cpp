@@ -223,8 +223,8 @@ TEST(Cg, AnIterationAllocatesNothingButWhatTheProductReturns) {
 
 // ---- Published defects ----
 
-// moskomule/hypergrad, and leopard-ai/betty before issue 15: the new direction is built from the old residual, which leaves an error
-// of a few per cent whatever K is.
+// moskomule/hypergrad, and leopard-ai/betty before issue 15: the new direction is built from the old residual, which leaves an
+// error of a few per cent whatever K is.
 TEST(Cg, DoesNotStallAsWithADirectionFromTheOldResidual) {
   const at::Tensor M = symmetric(spectrum(20, 0.1, 10.0)), b = vector(20), exact = at::linalg_solve(M, b);
   at::Tensor q = at::zeros_like(b), r = b, p = b;
@@ -249,8 +249,8 @@ TEST(Cg, ReturnsTheIterateThatMetTheToleranceAlsoAfterOneIteration) {
   }
 }
 
-// Betty's cg_alpha = α scales the product in the step length and not in the residual: its norm explodes (3.3 times too long after 3
-// iterations, 27 after 20). A scale of A is to change q by its inverse and nothing else.
+// Betty's cg_alpha = α scales the product in the step length and not in the residual: its norm explodes (3.3 times too long after
+// 3 iterations, 27 after 20). A scale of A is to change q by its inverse and nothing else.
 TEST(Cg, DoesNotDependOnTheScaleOfA) {
   const at::Tensor M = symmetric(spectrum(20, 0.1, 10.0)), b = vector(20);
   for (const int64_t K : {1, 3, 5, 10}) {
@@ -264,13 +264,16 @@ TEST(Cg, DoesNotDependOnTheScaleOfA) {
 // NeuralBo adds the damping twice.
 TEST(Cg, AddsTheDampingOnce) {
   const at::Tensor M = symmetric(spectrum(6, 0.5, 4.0)), b = vector(6);
-  const auto q = [&](double damping) { return Cg({.iterations = 30, .damping = damping}).solve(product_with(M), b, {}).solution; };
+  const auto q = [&](double damping) {
+    return Cg({.iterations = 30, .damping = damping}).solve(product_with(M), b, {}).solution;
+  };
   const auto exact = [&](double shift) { return at::linalg_solve(M + shift * at::eye(6, at::kDouble), b); };
   EXPECT_LT(distance(q(0.3), exact(0.3)), 1e-9);
   EXPECT_GT(distance(exact(0.6), exact(0.3)), 1e-2);
 }
 
-// The error in the energy norm falls by (√κ − 1)/(√κ + 1) an iteration, on a spectrum that is dense enough for it to find no gaps.
+// The error in the energy norm falls by (√κ − 1)/(√κ + 1) an iteration, on a spectrum that is dense enough for it to find no
+// gaps.
 TEST(Cg, ItsRateIsThatOfTheRootOfTheCondition) {
   for (const double condition : {10.0, 1e3, 1e6}) {
     constexpr int64_t kD = 8000;

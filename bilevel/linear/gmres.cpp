@@ -2,8 +2,8 @@
 //
 //   A V_j = V_{j+1} H_j      q = q0 + V_j y      y = argmin ‖ ‖r0‖ e_1 − H_j y ‖
 //
-// Gram–Schmidt twice (Giraud, Langou & Rozložník 2005): one pass, modified or not, loses the orthogonality of V as κ(A) grows, two
-// keep it to rounding. Each pass is two products with V.
+// Gram–Schmidt twice (Giraud, Langou & Rozložník 2005): one pass, modified or not, loses the orthogonality of V as κ(A) grows,
+// two keep it to rounding. Each pass is two products with V.
 #include "bilevel/linear/gmres.h"
 
 #include <ATen/ATen.h>
@@ -66,8 +66,8 @@ class Hessenberg {
 };
 
 /// A cycle from q with residual r = b − A q; q is moved.
-void cycle(const System& system, const GmresOptions& options, double tolerance, at::Tensor& q, const at::Tensor& r,
-           double length, LinearResult& result) {
+void cycle(const System& system, const GmresOptions& options, double tolerance, at::Tensor& q, const at::Tensor& r, double length,
+           LinearResult& result) {
   const int64_t steps = std::min({options.restart, options.iterations - result.iterations, r.size(0)});
   at::Tensor V = at::empty({steps + 1, r.size(0)}, r.options());
   V[0].copy_(r / length);
@@ -127,9 +127,10 @@ LinearResult solve_one(const System& system, const GmresOptions& options, const 
     if (!(residual < 0.999 * before)) {
       result.message = residual < 1e3 * system.epsilon()
                            ? best.stopped_by_rounding(residual)
-                           : fmt::format("A cycle of {} products gained nothing at a relative residual of {:.3g}; a larger "
-                                         "`restart` would help, unless A is singular.",
-                                         options.restart, residual);
+                           : fmt::format(
+                                 "A cycle of {} products gained nothing at a relative residual of {:.3g}; a larger "
+                                 "`restart` would help, unless A is singular.",
+                                 options.restart, residual);
       break;
     }
   }

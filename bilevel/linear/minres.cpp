@@ -28,12 +28,12 @@ struct Row {
   double delta = 0, gamma = 1, phi = 0, epsilon_before = 0;  // of this iteration
   double largest = 0;                                        // a lower bound of ‖A‖ (of M^{-1/2} A M^{-1/2})
   double best = 1;                                           // true residual of its row of best_
-  double unit = 1;     // true residual / φ̄ where the recursion began: 1 without M
-  double target = 0;   // estimate of the residual at which to look at the true one
-  double drifted = 0;  // the true residual where the recursive one was last found to be nothing but rounding
+  double unit = 1;                                           // true residual / φ̄ where the recursion began: 1 without M
+  double target = 0;                                         // estimate of the residual at which to look at the true one
+  double drifted = 0;    // the true residual where the recursive one was last found to be nothing but rounding
   bool crooked = false;  // rᵀM⁻¹r < 0
-  bool fresh = true;   // no Lanczos vector but the first
-  bool closed = false;  // the Krylov space is invariant
+  bool fresh = true;     // no Lanczos vector but the first
+  bool closed = false;   // the Krylov space is invariant
   bool measured = true;
   std::vector<double> diagonal, squares;  // Lanczos' matrix, for the Ritz values
   LinearResult result;
@@ -157,7 +157,7 @@ class MinimalResiduals {
       row.result.status = row.crooked ? Status::kIndefinite : Status::kNonFinite;
       row.result.message =
           row.crooked ? fmt::format("The preconditioner is not positive definite, as iteration {} shows.", iteration_ + 1)
-                        : fmt::format("The product of iteration {} is not finite.", iteration_ + 1);
+                      : fmt::format("The product of iteration {} is not finite.", iteration_ + 1);
       row.gamma = 1;
       return true;
     }
@@ -178,7 +178,8 @@ class MinimalResiduals {
     const bool stationary = std::hypot(g_bar, row.d_bar) <= 2 * epsilon * row.largest;
     if (stationary || row.gamma <= 2 * epsilon * row.largest) {
       row.result.status = Status::kSingular;
-      row.result.message = fmt::format("A is singular: b is not in its range, and no q leaves much less than {:.3g}.", row.phi_bar);
+      row.result.message =
+          fmt::format("A is singular: b is not in its range, and no q leaves much less than {:.3g}.", row.phi_bar);
       row.gamma = 1;
       return true;
     }
@@ -277,9 +278,10 @@ class MinimalResiduals {
     result.relative_residual = row.best;
     result.solution = best_[i].clone();
     if (result.message.empty()) {
-      result.message = result.status == Status::kConverged
-                           ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, row.best)
-                           : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, row.best);
+      result.message =
+          result.status == Status::kConverged
+              ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, row.best)
+              : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, row.best);
     }
     // With M they would be Ritz values of M⁻¹A.
     if (!precondition_ && !row.diagonal.empty()) result.smallest_curvature = smallest_eigenvalue(row.diagonal, row.squares);

@@ -17,11 +17,11 @@ void read(Section& section, MinresOptions& options);
 
 /// Minimal residuals for a symmetric operator, definite or not (Paige & Saunders 1975).
 ///
-/// q is the point of the smallest residual in q0 + span{r0, A r0, …} (in the norm of M⁻¹ with a preconditioner M), so the residual
-/// never rises; where A is definite the iterates differ from cg's, and the error falls too. Negative curvature is no failure here,
-/// and LinearResult::smallest_curvature tells of it: a q at a saddle may be exact and still of no use. A singular A with b outside
-/// its range ends the solve with Status::kSingular and a least-squares solution. A q0 whose residual is not below that of zero is
-/// dropped. The rows of a block are solved together.
+/// q is the point of the smallest residual in q0 + span{r0, A r0, …} (in the norm of M⁻¹ with a preconditioner M), so the
+/// residual never rises; where A is definite the iterates differ from cg's, and the error falls too. Negative curvature is no
+/// failure here, and LinearResult::smallest_curvature tells of it: a q at a saddle may be exact and still of no use. A singular A
+/// with b outside its range ends the solve with Status::kSingular and a least-squares solution. A q0 whose residual is not below
+/// that of zero is dropped. The rows of a block are solved together.
 class Minres final : public LinearSolver {
  public:
   explicit Minres(MinresOptions options);

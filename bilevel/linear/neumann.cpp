@@ -90,9 +90,7 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
     rows = std::move(going);
   };
   // Of a residual that is computed from the solution, beside which the recursion's falls for ever: ε ‖A‖ ‖q‖, with ‖A‖ about 1/s.
-  const auto rounding = [&](int64_t i) {
-    return 100 * system.epsilon() * at::linalg_vector_norm(q[i] / s).item<double>();
-  };
+  const auto rounding = [&](int64_t i) { return 100 * system.epsilon() * at::linalg_vector_norm(q[i] / s).item<double>(); };
   std::vector<bool> done;
   for (const Row& row : rows) done.push_back(row.residual <= options_.tolerance);
   leave(done);

@@ -44,7 +44,8 @@ LinearResult solve_one(const System& system, const NormalCgOptions& options, con
     const double floor = 10 * system.epsilon() * length_of_A;
     if (lengths[0] == 0 || std::sqrt(zz) <= floor * std::sqrt(lengths[2])) {
       result.status = Status::kSingular;
-      result.message = fmt::format("A is singular: b is not in its range, and no q leaves less than {:.3g}.", std::sqrt(lengths[2]));
+      result.message =
+          fmt::format("A is singular: b is not in its range, and no q leaves less than {:.3g}.", std::sqrt(lengths[2]));
       break;
     }
     const double alpha = zz / lengths[0];

@@ -46,8 +46,7 @@ LinearResult Nystrom::solve(const Operator& A, const at::Tensor& b, const at::Te
   const System system(A, options_.damping, b, q0, "Nystrom::solve");
   if (system.rows() == 0) return system.result({});
 
-  const LowRank low =
-      nystrom_approximation(A, options_.rank, options_.sampling == "coordinates", options_.seed, b.options());
+  const LowRank low = nystrom_approximation(A, options_.rank, options_.sampling == "coordinates", options_.seed, b.options());
   const double mu = options_.damping + options_.ridge;
   const at::Tensor right = system.b().to(at::kDouble);
   const at::Tensor inside = right.mm(low.U);

@@ -7,9 +7,10 @@
 namespace bilevel {
 
 struct NystromOptions {
-  int64_t rank = 20;     // products k with A; where k < d and λ_{k+1} > ridge the solution is of little use, and its residual says so
-  double ridge = 0.01;   // ρ: 1/ρ stands for A⁻¹ outside the k directions. It biases the solution, damping changes the system
-  double damping = 0.0;  // solves (A + damping·I) q = b
+  int64_t rank =
+      20;  // products k with A; where k < d and λ_{k+1} > ridge the solution is of little use, and its residual says so
+  double ridge = 0.01;  // ρ: 1/ρ stands for A⁻¹ outside the k directions. It biases the solution, damping changes the system
+  double damping = 0.0;               // solves (A + damping·I) q = b
   std::string sampling = "gaussian";  // or "coordinates", the directions of the published method; they waste rank on flat ones
   uint64_t seed = 0;                  // of the directions
   std::vector<std::string> violations() const;
@@ -20,8 +21,8 @@ void read(Section& section, NystromOptions& options);
 /// (Hataya & Yamada 2023; decomposed as by Frangella, Tropp & Udell 2023).
 ///
 /// Exact, but for ρ, where k ≥ rank A. `relative_residual` is that of the system (A + δI) q = b itself, by a product with the
-/// solution. One that is above 1 ends in Status::kDiverged: zero would have been better. Negative curvature in the directions gives
-/// Status::kIndefinite, with the solution for the positive part. q0 is not used.
+/// solution. One that is above 1 ends in Status::kDiverged: zero would have been better. Negative curvature in the directions
+/// gives Status::kIndefinite, with the solution for the positive part. q0 is not used.
 class Nystrom final : public LinearSolver {
  public:
   explicit Nystrom(NystromOptions options);

@@ -26,7 +26,8 @@ at::Tensor directions(int64_t d, int64_t k, bool coordinates, uint64_t seed) {
 
 }  // namespace
 
-LowRank nystrom_approximation(const Operator& A, int64_t rank, bool coordinates, uint64_t seed, const at::TensorOptions& options) {
+LowRank nystrom_approximation(const Operator& A, int64_t rank, bool coordinates, uint64_t seed,
+                              const at::TensorOptions& options) {
   const int64_t d = A.dim, k = std::min(rank, d);
   // In the dtype of the products first, so that Y = Ω A of the Ω that is used.
   const at::Tensor rows = directions(d, k, coordinates, seed).to(options);

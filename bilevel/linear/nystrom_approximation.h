@@ -7,9 +7,9 @@ namespace bilevel {
 
 /// A_k = U Λ Uᵀ, positive semidefinite of rank at most k, and what was learned on the way.
 struct LowRank {
-  at::Tensor U;        // [d, k'] orthonormal columns, k' ≤ k; double
-  at::Tensor values;   // [k'], positive, falling; double
-  double lowest = 0;   // the smallest eigenvalue of ΩᵀAΩ with orthonormal Ω: never below that of A
+  at::Tensor U;             // [d, k'] orthonormal columns, k' ≤ k; double
+  at::Tensor values;        // [k'], positive, falling; double
+  double lowest = 0;        // the smallest eigenvalue of ΩᵀAΩ with orthonormal Ω: never below that of A
   bool indefinite = false;  // `lowest` is negative beyond rounding; A_k then is of the positive part of ΩᵀAΩ alone
   bool finite = true;       // the products were
 };

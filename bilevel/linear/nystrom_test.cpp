@@ -17,8 +17,7 @@ TEST(Nystrom, IsTheWoodburyFormulaOfItsColumns) {
   const int64_t d = 15, k = 6;
   const at::Tensor M = symmetric(spectrum(d, 0.01, 3.0)), b = vector(d);
   const uint64_t seed = 4;
-  const auto result =
-      Nystrom({.rank = k, .ridge = 0.1, .sampling = "coordinates", .seed = seed}).solve(product_with(M), b, {});
+  const auto result = Nystrom({.rank = k, .ridge = 0.1, .sampling = "coordinates", .seed = seed}).solve(product_with(M), b, {});
   // Which columns they were is seen from the products.
   std::vector<at::Tensor> asked;
   Operator A = product_with(M);
@@ -65,7 +64,8 @@ TEST(Nystrom, SaysWhereTheRankIsTooLow) {
   const at::Tensor M = symmetric(spectrum(20, 0.5, 5.0)), b = vector(20), exact = at::linalg_solve(M, b);
   for (const int64_t rank : {5, 10, 20}) {
     const auto result = Nystrom({.rank = rank, .ridge = 0.01}).solve(product_with(M), b, {});
-    EXPECT_NEAR(result.relative_residual, length(b - M.mv(result.solution)) / length(b), 1e-12 * result.relative_residual + 1e-14);
+    EXPECT_NEAR(result.relative_residual, length(b - M.mv(result.solution)) / length(b),
+                1e-12 * result.relative_residual + 1e-14);
     if (rank < 20) {
       EXPECT_GT(distance(result.solution, exact), 10);
       EXPECT_GT(result.relative_residual, 10);

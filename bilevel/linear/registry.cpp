@@ -32,7 +32,8 @@ const std::vector<SolverRow>& linear_solvers() {
   static const std::vector<SolverRow> rows = {
       row<Cg, CgOptions>("cg", "conjugate gradients; A symmetric positive definite, one product an iteration"),
       row<Neumann, NeumannOptions>("neumann", "truncated Neumann series, scale s; needs the eigenvalues of A in (0, 2/s)"),
-      row<NormalCg, NormalCgOptions>("normal-cg", "conjugate gradients on AᵀA; any regular A with products by Aᵀ, two an iteration"),
+      row<NormalCg, NormalCgOptions>("normal-cg",
+                                     "conjugate gradients on AᵀA; any regular A with products by Aᵀ, two an iteration"),
       row<Minres, MinresOptions>("minres", "minimal residuals; A symmetric, definite or not, one product an iteration"),
       row<Gmres, GmresOptions>("gmres", "restarted minimal residuals; any regular A, keeps a vector for each product of a cycle"),
       row<Bicgstab, BicgstabOptions>("bicgstab", "stabilised biconjugate gradients; any regular A, few vectors"),

@@ -38,7 +38,7 @@ TEST(LinearRegistry, MakesEachSolverWithItsOptionsAndNamesTheNearestForAnUnknown
   EXPECT_LT(errors["neumann"], errors["richardson"]);  // one term more
   EXPECT_LT(errors["minres"], errors["richardson"]);
   EXPECT_NEAR(errors["minres"], errors["gmres"], 1e-12);  // the same iterate of a symmetric A
-  EXPECT_LT(errors["richardson"], errors["sgd"]);  // the tail's mean trails
+  EXPECT_LT(errors["richardson"], errors["sgd"]);         // the tail's mean trails
   try {
     make_linear_solver("neuman", section);
     FAIL();

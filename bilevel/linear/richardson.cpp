@@ -15,8 +15,8 @@ namespace {
 
 /// One right-hand side.
 struct Row {
-  size_t index = 0;    // among the rows of the system
-  double lowest = 1;   // residual of its row of best
+  size_t index = 0;   // among the rows of the system
+  double lowest = 1;  // residual of its row of best
   LinearResult result;
 };
 
@@ -93,13 +93,14 @@ LinearResult Richardson::solve(const Operator& A, const at::Tensor& b, const at:
         const bool rises = residuals[i] > growth * row.lowest;
         // A residual cannot be smaller than the rounding of A q: ε ‖A‖ ‖q‖, with ‖A‖ about 1/s.
         if (rises && residuals[i] <= 100 * system.epsilon() * at::linalg_vector_norm(q[at] / s).item<double>()) {
-          result.message = fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", row.lowest,
-                                       toString(b.scalar_type()));
+          result.message =
+              fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", row.lowest, toString(b.scalar_type()));
           done = true;
         } else if (rises) {
           result.status = Status::kDiverged;
           result.message = fmt::format(
-              "The fixed point diverges at step {}: every |1 − sλ| must be below 1, so the scale below 2 / (largest eigenvalue of "
+              "The fixed point diverges at step {}: every |1 − sλ| must be below 1, so the scale below 2 / (largest eigenvalue "
+              "of "
               "A) and the eigenvalues in the right half plane.",
               k);
           done = true;

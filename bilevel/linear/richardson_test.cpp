@@ -75,7 +75,8 @@ TEST(Richardson, ReportsDivergenceAndReturnsTheIterateOfTheSmallestResidual) {
   EXPECT_NEAR(result.relative_residual, length(b - M.mv(result.solution)) / length(b), 1e-14);
   EXPECT_EQ(richardson(product_with(-M), b, 100, 0.1).status, Status::kDiverged);
   // An unsymmetric one may rise on its way.
-  const at::Tensor jordan = at::tensor({1.0, 8.0, 0.0, 1.0}, at::kDouble).view({2, 2}), right = at::tensor({0.0, 1.0}, at::kDouble);
+  const at::Tensor jordan = at::tensor({1.0, 8.0, 0.0, 1.0}, at::kDouble).view({2, 2}),
+                   right = at::tensor({0.0, 1.0}, at::kDouble);
   const auto rises = richardson(product_with(jordan), right, 300, 0.2, {}, 1e-10);
   EXPECT_EQ(rises.status, Status::kConverged) << rises.message;
   EXPECT_GT(*std::max_element(rises.history.begin(), rises.history.end()), 1);

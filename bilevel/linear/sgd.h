@@ -13,8 +13,8 @@ struct SgdSolverOptions {
 };
 void read(Section& section, SgdSolverOptions& options);
 
-/// Stochastic gradient descent on ½ qᵀA q − bᵀq:  q ← q − s (A_k q − b), A_k the matrix of the k-th fresh batch (as in AmIGO, Arbel
-/// & Mairal 2022), with the mean of the tail (Polyak & Juditsky 1992).
+/// Stochastic gradient descent on ½ qᵀA q − bᵀq:  q ← q − s (A_k q − b), A_k the matrix of the k-th fresh batch (as in AmIGO,
+/// Arbel & Mairal 2022), with the mean of the tail (Polyak & Juditsky 1992).
 ///
 /// A_k comes from Operator::apply_batch; without it A stands for A_k, and with tail = 0 this is `richardson`. A constant s leaves
 /// noise of the size of s in the last iterate and of 1/K in the mean. The residual is that of A itself, known at the end only. An

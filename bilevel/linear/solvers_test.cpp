@@ -18,13 +18,13 @@ using namespace test;
 
 struct SolverCase {
   std::string name;
-  std::string keys;           // with which it solves a system of condition 10, dimension 12, to the tolerance below
-  std::string few;            // two products, so far from the solution
-  double tolerance;           // on the error, in double
-  bool unsymmetric = false;   // it also solves unsymmetric systems
-  bool indefinite = false;    // and indefinite ones
-  bool warm = true;           // it uses q0
-  double condition = 0;       // the highest condition with which `hard` gets there; 0: another test follows its rate
+  std::string keys;          // with which it solves a system of condition 10, dimension 12, to the tolerance below
+  std::string few;           // two products, so far from the solution
+  double tolerance;          // on the error, in double
+  bool unsymmetric = false;  // it also solves unsymmetric systems
+  bool indefinite = false;   // and indefinite ones
+  bool warm = true;          // it uses q0
+  double condition = 0;      // the highest condition with which `hard` gets there; 0: another test follows its rate
   std::string hard = {};
   double hard_tolerance = 1e-6;
 };
@@ -33,26 +33,82 @@ void PrintTo(const SolverCase& row, std::ostream* os) { *os << row.name; }
 
 const std::vector<SolverCase>& rows() {
   static const std::vector<SolverCase> all = {
-      {.name = "cg", .keys = "iterations = 60\ntolerance = 1e-13", .few = "iterations = 2", .tolerance = 1e-11,
-       .condition = 1e6, .hard = "iterations = 400\ntolerance = 1e-14"},
-      {.name = "neumann", .keys = "iterations = 600\nscale = 1.0", .few = "iterations = 1\nscale = 1.0", .tolerance = 1e-11,
-       .unsymmetric = true, .condition = 1e3, .hard = "iterations = 20000\nscale = 1.0"},
-      {.name = "normal-cg", .keys = "iterations = 100\ntolerance = 1e-13", .few = "iterations = 2", .tolerance = 1e-11,
-       .unsymmetric = true, .indefinite = true, .condition = 1e6, .hard = "iterations = 4000\ntolerance = 1e-14", .hard_tolerance = 1e-5},
-      {.name = "minres", .keys = "iterations = 60\ntolerance = 1e-13", .few = "iterations = 2", .tolerance = 1e-11,
-       .indefinite = true, .condition = 1e6, .hard = "iterations = 400\ntolerance = 1e-14"},
-      {.name = "gmres", .keys = "iterations = 60\ntolerance = 1e-13", .few = "iterations = 2", .tolerance = 1e-11,
-       .unsymmetric = true, .indefinite = true, .condition = 1e6, .hard = "iterations = 60\ntolerance = 1e-14"},
-      {.name = "bicgstab", .keys = "iterations = 100\ntolerance = 1e-13", .few = "iterations = 2", .tolerance = 1e-11,
-       .unsymmetric = true, .condition = 1e6, .hard = "iterations = 2000\ntolerance = 1e-14"},
-      {.name = "richardson", .keys = "iterations = 600\ntolerance = 1e-13\nscale = 1.0", .few = "iterations = 2\nscale = 1.0",
-       .tolerance = 1e-11, .unsymmetric = true, .condition = 1e3, .hard = "iterations = 20000\ntolerance = 1e-14\nscale = 1.0"},
-      {.name = "nystrom", .keys = "rank = 12\nridge = 1e-9", .few = "rank = 2", .tolerance = 1e-6, .warm = false,
-       .condition = 1e6, .hard = "rank = 20\nridge = 1e-13", .hard_tolerance = 1e-5},
-      {.name = "sgd", .keys = "iterations = 1200\nscale = 1.0", .few = "iterations = 2\nscale = 1.0", .tolerance = 1e-11,
-       .unsymmetric = true, .condition = 1e3, .hard = "iterations = 40000\nscale = 1.0"},
-      {.name = "dense", .keys = "", .few = "", .tolerance = 1e-13, .unsymmetric = true, .indefinite = true, .warm = false,
-       .condition = 1e6, .hard = "", .hard_tolerance = 1e-9},
+      {.name = "cg",
+       .keys = "iterations = 60\ntolerance = 1e-13",
+       .few = "iterations = 2",
+       .tolerance = 1e-11,
+       .condition = 1e6,
+       .hard = "iterations = 400\ntolerance = 1e-14"},
+      {.name = "neumann",
+       .keys = "iterations = 600\nscale = 1.0",
+       .few = "iterations = 1\nscale = 1.0",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .condition = 1e3,
+       .hard = "iterations = 20000\nscale = 1.0"},
+      {.name = "normal-cg",
+       .keys = "iterations = 100\ntolerance = 1e-13",
+       .few = "iterations = 2",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .indefinite = true,
+       .condition = 1e6,
+       .hard = "iterations = 4000\ntolerance = 1e-14",
+       .hard_tolerance = 1e-5},
+      {.name = "minres",
+       .keys = "iterations = 60\ntolerance = 1e-13",
+       .few = "iterations = 2",
+       .tolerance = 1e-11,
+       .indefinite = true,
+       .condition = 1e6,
+       .hard = "iterations = 400\ntolerance = 1e-14"},
+      {.name = "gmres",
+       .keys = "iterations = 60\ntolerance = 1e-13",
+       .few = "iterations = 2",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .indefinite = true,
+       .condition = 1e6,
+       .hard = "iterations = 60\ntolerance = 1e-14"},
+      {.name = "bicgstab",
+       .keys = "iterations = 100\ntolerance = 1e-13",
+       .few = "iterations = 2",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .condition = 1e6,
+       .hard = "iterations = 2000\ntolerance = 1e-14"},
+      {.name = "richardson",
+       .keys = "iterations = 600\ntolerance = 1e-13\nscale = 1.0",
+       .few = "iterations = 2\nscale = 1.0",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .condition = 1e3,
+       .hard = "iterations = 20000\ntolerance = 1e-14\nscale = 1.0"},
+      {.name = "nystrom",
+       .keys = "rank = 12\nridge = 1e-9",
+       .few = "rank = 2",
+       .tolerance = 1e-6,
+       .warm = false,
+       .condition = 1e6,
+       .hard = "rank = 20\nridge = 1e-13",
+       .hard_tolerance = 1e-5},
+      {.name = "sgd",
+       .keys = "iterations = 1200\nscale = 1.0",
+       .few = "iterations = 2\nscale = 1.0",
+       .tolerance = 1e-11,
+       .unsymmetric = true,
+       .condition = 1e3,
+       .hard = "iterations = 40000\nscale = 1.0"},
+      {.name = "dense",
+       .keys = "",
+       .few = "",
+       .tolerance = 1e-13,
+       .unsymmetric = true,
+       .indefinite = true,
+       .warm = false,
+       .condition = 1e6,
+       .hard = "",
+       .hard_tolerance = 1e-9},
   };
   return all;
 }
@@ -258,7 +314,8 @@ TEST_P(Solvers, TakesDampingFromItsKeys) {
 TEST_P(Solvers, GivesTheSameBitsTwice) {
   const SolverCase& row = GetParam();
   const at::Tensor M = spd(12, 10), b = vector(12);
-  const auto once = solver(row, row.few)->solve(operator_of(M), b, {}), twice = solver(row, row.few)->solve(operator_of(M), b, {});
+  const auto once = solver(row, row.few)->solve(operator_of(M), b, {}),
+             twice = solver(row, row.few)->solve(operator_of(M), b, {});
   EXPECT_TRUE(at::equal(once.solution, twice.solution));
   EXPECT_EQ(once.history, twice.history);
 }

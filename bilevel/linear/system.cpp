@@ -177,7 +177,8 @@ std::vector<double> numbers(std::initializer_list<at::Tensor> values) {
 
 double smallest_eigenvalue(const std::vector<double>& diagonal, const std::vector<double>& squares) {
   const size_t n = diagonal.size();
-  double low = diagonal[0], high = diagonal[0];  // Gershgorin; a diagonal entry is a Rayleigh quotient, so never below the smallest
+  double low = diagonal[0],
+         high = diagonal[0];  // Gershgorin; a diagonal entry is a Rayleigh quotient, so never below the smallest
   for (size_t i = 0; i < n; ++i) {
     const double radius = (i > 0 ? std::sqrt(squares[i - 1]) : 0) + (i + 1 < n ? std::sqrt(squares[i]) : 0);
     low = std::min(low, diagonal[i] - radius);

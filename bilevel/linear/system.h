@@ -7,9 +7,9 @@
 
 namespace bilevel {
 
-/// The systems (A + δI) q = b of one or several right-hand sides as the solvers of this folder see them: each b scaled to length 1,
-/// so that what they compute neither overflows nor underflows and does not depend on the scale of b, and those left out that need
-/// no solver, because b is zero or not finite.
+/// The systems (A + δI) q = b of one or several right-hand sides as the solvers of this folder see them: each b scaled to length
+/// 1, so that what they compute neither overflows nor underflows and does not depend on the scale of b, and those left out that
+/// need no solver, because b is zero or not finite.
 class System {
  public:
   /// Throws Error, naming `caller`, where A, b and q0 do not fit each other.

@@ -7,8 +7,7 @@
 namespace bilevel {
 
 struct NystromOptions {
-  int64_t rank =
-      20;  // products k with A; where k < d and λ_{k+1} > ridge the solution is of little use, and its residual says so
+  int64_t rank = 20;  // products k with A; with λ_{k+1} above the ridge the solution is of little use, and its residual says so
   double ridge = 0.01;  // ρ: 1/ρ stands for A⁻¹ outside the k directions. It biases the solution, damping changes the system
   double damping = 0.0;               // solves (A + damping·I) q = b
   std::string sampling = "gaussian";  // or "coordinates", the directions of the published method; they waste rank on flat ones

@@ -38,11 +38,13 @@ void add_doctor(CLI::App& app, Action& action) {
         options.progress = [&progress](const std::string& doing, double fraction) { progress.update(doing, fraction); };
         return examine(arguments->config.load(), arguments->after, options);
       }();
-      const Report report = doctor_report(diagnosis, std::filesystem::path(arguments->config.path).filename().string());
+      Report report = doctor_report(diagnosis, std::filesystem::path(arguments->config.path).filename().string());
       if (!arguments->html.empty()) write_file(arguments->html, render_html(report));
       if (arguments->json) {
         fmt::print("{}\n", doctor_json(diagnosis));
       } else {
+        // What each says of itself is for the page.
+        std::erase_if(report.sections, [](const Report::Section& section) { return section.title == "Messages"; });
         fmt::print("{}", render_terminal(report, terminal_width(), color_on_stdout()));
         if (const std::string toml = recommended_toml(diagnosis); !toml.empty()) {
           fmt::print("\nTo paste into the configuration:\n\n{}", toml);

@@ -105,6 +105,29 @@ Table others_table(const Diagnosis& diagnosis) {
   return table;
 }
 
+/// How near the implicit ones come to what an exact one gives where the inner solve stops.
+Table there_table(const Diagnosis& diagnosis) {
+  std::vector<const Trial*> trials;
+  for (const Trial& trial : diagnosis.trials) {
+    if (trial.outcome == Trial::Outcome::kDone && trial.differentiates == "F" && trial.error_there) trials.push_back(&trial);
+  }
+  std::stable_sort(trials.begin(), trials.end(),
+                   [](const Trial* a, const Trial* b) { return *a->error_there < *b->error_there; });
+  Table table{
+      .title = "",
+      .columns = {{"estimator", false}, {"error there", true}, {"time of a step", true}},
+      .rows = {},
+      .note =
+          "Against the implicit hypergradient at the y where the inner solve stops, its linear system solved exactly. Solved "
+          "further, these would be about as near to dF/dx."};
+  const std::optional<size_t> best = recommended(diagnosis);
+  for (const Trial* trial : trials) {
+    table.rows.push_back({{Cell(trial->name), Cell(percent(*trial->error_there)), Cell(format_seconds(trial->seconds))},
+                          best && trial == &diagnosis.trials[*best]});
+  }
+  return table;
+}
+
 Table remarks_table(const Diagnosis& diagnosis) {
   Table table{.title = "What they say of themselves",
               .columns = {{"estimator", false}, {"status", false}, {"message", false}},
@@ -165,6 +188,8 @@ Report doctor_report(const Diagnosis& diagnosis, const std::string& configuratio
     trials.blocks.push_back(scatter(diagnosis, true));
   }
   report.sections.push_back(std::move(trials));
+  if (reference.stopping_error.value_or(0.0) > 0.05)
+    report.sections.push_back({"At the y that was reached", {there_table(diagnosis)}});
   if (Table others = others_table(diagnosis); !others.rows.empty()) report.sections.push_back({"Not tried", {std::move(others)}});
   report.sections.push_back({"Messages", {remarks_table(diagnosis)}});
   return report;
@@ -198,6 +223,7 @@ std::string doctor_json(const Diagnosis& diagnosis) {
       one["status"] = to_string(trial.grade);
       one["differentiates"] = trial.differentiates;
       one["error"] = trial.error;
+      one["error_at_reached"] = optional(trial.error_there);
       one["cosine"] = trial.cosine;
       one["norm_ratio"] = trial.norm_ratio;
       one["seconds"] = trial.seconds;

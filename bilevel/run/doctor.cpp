@@ -97,15 +97,19 @@ bool reads(const EstimatorSettings& settings) {
   }
 }
 
+/// "implicit cg".
 std::string family_of(const EstimatorSettings& settings) {
   const std::string solver = value_of(settings, "solver");
-  return value_of(settings, "estimator") + (solver.empty() ? "" : " · " + solver);
+  return value_of(settings, "estimator") + (solver.empty() ? "" : " " + solver);
 }
 
+/// "implicit cg 20", "unrolled last 10": a column of a table is narrow.
 std::string name_of(const EstimatorSettings& settings) {
   std::string name = family_of(settings);
   for (const auto& [key, value] : settings) {
-    if (key != "estimator" && key != "solver") name += fmt::format(" · {} {}", key, text_of(value));
+    if (key == "estimator" || key == "solver") continue;
+    const bool said = key == "iterations" || key == "memory" || key == "curvature";
+    name += fmt::format(" {}{}", said ? "" : key == "steps" ? "last " : key + " ", text_of(value));
   }
   return name;
 }
@@ -189,7 +193,7 @@ class Clinic {
   Cost solve_cost_;
   at::Tensor reference_;  // double; undefined: none
   at::Tensor stopped_;    // the implicit hypergradient at the y that was reached, solved exactly; undefined: not known
-  bool indefinite_ = false;
+  bool indefinite_ = false, singular_ = false;
   Diagnosis out_;
 };
 
@@ -238,6 +242,7 @@ void Clinic::compare(Trial& trial, const at::Tensor& value) const {
   trial.cosine = a > 0 && b > 0 ? v.dot(reference_).item<double>() / (a * b) : std::numeric_limits<double>::quiet_NaN();
   trial.norm_ratio = b > 0 ? a / b : std::numeric_limits<double>::quiet_NaN();
   trial.error = relative(v, reference_);
+  if (stopped_.defined()) trial.error_there = relative(v, stopped_);
 }
 
 Trial Clinic::attempt(const EstimatorSettings& settings) {
@@ -342,7 +347,8 @@ Clinic::Exact Clinic::exact(std::vector<InnerSolution>& solutions, double until)
   const InnerSolver& solver = subject_.precise_solver ? *subject_.precise_solver : subject_.solver;
   const Problem& problem = oracle.problem();
   const at::Tensor x = subject_.x.to(at::kDouble);
-  const bool dense = problem.inner_layout().size() <= options_.dense_up_to;
+  // A singular matrix has no inverse, and its equation a solution all the same where the right-hand side is in its range.
+  const bool dense = problem.inner_layout().size() <= options_.dense_up_to && !singular_;
   const bool symmetric = !problem.has_optimality_map() || problem.optimality_map_is_symmetric();
   EstimatorSettings settings = {{"estimator", "\"implicit\""}};
   settings = with(settings, "solver", dense ? "\"dense\"" : symmetric ? "\"cg\"" : "\"gmres\"");
@@ -445,6 +451,7 @@ bool Clinic::implicit_reference() {
   }
   const double rounding = 1e-10 * std::abs(out_.reference.largest.value_or(0.0));
   indefinite_ = out_.reference.eigenvalues && *out_.reference.smallest < -rounding;
+  singular_ = out_.reference.eigenvalues && !indefinite_ && *out_.reference.smallest < rounding;
   say("the reference: at the y that the inner solve reached");
   const Exact at_reached = exact(reached, begun + 0.35 * share);
   if (!at_reached.failed) stopped_ = at_reached.value;
@@ -545,8 +552,14 @@ void Clinic::look_for_traps() {
             ? fmt::format("the inner Hessian has eigenvalues from {:.2g} to {:.2g}", *reference.smallest, *reference.largest)
             : "the linear solve met negative curvature at the y that was reached"));
   }
+  if (singular_) {
+    trap(
+        "Singular: the inner Hessian has directions without curvature (the biases of a softmax model are one), along which the "
+        "solution is not unique. Iterative solvers are not disturbed, dense is; a ridge on all weights removes them.");
+  }
   double condition = 0;
-  if (reference.smallest && reference.largest && *reference.smallest > 0) condition = *reference.largest / *reference.smallest;
+  if (reference.smallest && reference.largest && *reference.smallest > 0 && !singular_)
+    condition = *reference.largest / *reference.smallest;
   if (condition > 1e4) {
     trap(fmt::format(
         "Ill-conditioned: curvatures from {}{:.2g} to {:.2g}, condition {:.1e}. CG needs about {:.0f} products for two "
@@ -597,42 +610,75 @@ void Clinic::look_for_traps() {
 }
 
 void Clinic::advise() {
-  const auto cheaper = [this](const std::optional<size_t>& best, size_t i) {
-    return !best || out_.trials[i].seconds < out_.trials[*best].seconds;
+  // Where the inner solve stops far from its solution no estimator can be near; which one to take is then seen by how near each
+  // comes to the exact implicit hypergradient at the y that was reached.
+  const bool stopped_early = out_.reference.stopping_error.value_or(0.0) > 0.05;
+  const auto error_of = [stopped_early](const Trial& trial) {
+    if (!stopped_early) return trial.error;
+    return trial.differentiates == "F" ? trial.error_there.value_or(NAN) : NAN;
   };
+  const auto cheapest = [&](double tolerance) {
+    std::optional<size_t> found;
+    double least = std::numeric_limits<double>::infinity();
+    const auto good = [&](const Trial& t) {
+      return t.outcome == Trial::Outcome::kDone && t.grade != Grade::kBad && error_of(t) <= tolerance;  // false for NaN
+    };
+    for (const Trial& t : out_.trials) {
+      if (good(t)) least = std::min(least, t.seconds);
+    }
+    // Times that differ by less than this are the same: then what is configured already, else what is nearest.
+    for (size_t i = 0; i < out_.trials.size(); ++i) {
+      const Trial& t = out_.trials[i];
+      if (!good(t) || t.seconds > 1.15 * least) continue;
+      const bool keep =
+          found && (out_.trials[*found].configured || (!t.configured && error_of(out_.trials[*found]) <= error_of(t)));
+      if (!keep) found = i;
+    }
+    return found;
+  };
+  out_.within_1 = cheapest(0.01);
+  out_.within_5 = cheapest(0.05);
   for (size_t i = 0; i < out_.trials.size(); ++i) {
-    const Trial& trial = out_.trials[i];
-    if (trial.outcome != Trial::Outcome::kDone || trial.grade == Grade::kBad || !std::isfinite(trial.error)) continue;
-    if (trial.error <= 0.01 && cheaper(out_.within_1, i)) out_.within_1 = i;
-    if (trial.error <= 0.05 && cheaper(out_.within_5, i)) out_.within_5 = i;
-    if (!out_.best || trial.error < out_.trials[*out_.best].error) out_.best = i;
-  }
-  const auto describe = [this](size_t i) {
     const Trial& t = out_.trials[i];
-    return fmt::format("{} ({:.2g} % off, {:.2g} s a step, {:.3g} MB)", t.name, 100 * t.error, t.seconds,
-                       1e-6 * static_cast<double>(t.cost.peak_bytes));
+    if (t.outcome != Trial::Outcome::kDone || t.grade == Grade::kBad || !std::isfinite(error_of(t))) continue;
+    if (!out_.best || error_of(t) < error_of(out_.trials[*out_.best])) out_.best = i;
+  }
+  const auto describe = [&](size_t i) {
+    const Trial& t = out_.trials[i];
+    return fmt::format("{} ({:.2g} % off{}, {:.2g} s a step, {:.3g} MB)", t.name, 100 * error_of(t), stopped_early ? " that" : "",
+                       t.seconds, 1e-6 * static_cast<double>(t.cost.peak_bytes));
   };
   if (!out_.best) {
     out_.advice = "No trial can be recommended.";
     return;
   }
-  const std::string what = out_.reference.differentiates == "F" ? "dF/dx" : "the derivative of F_T";
+  const std::string what = stopped_early ? "that" : out_.reference.differentiates == "F" ? "dF/dx" : "the derivative of F_T";
+  if (stopped_early) {
+    out_.advice = fmt::format(
+        "Solve the inner problem further first: where it stops now, the exact implicit hypergradient is itself {:.2g} % "
+        "off dF/dx. ",
+        100 * *out_.reference.stopping_error);
+  }
   if (out_.within_1) {
-    out_.advice = fmt::format("The cheapest within 1 % of {} is {}.", what, describe(*out_.within_1));
+    out_.advice += fmt::format("The cheapest within 1 % of {} is {}.", what, describe(*out_.within_1));
     if (out_.within_5 != out_.within_1) out_.advice += fmt::format(" 5 % are enough? Then {}.", describe(*out_.within_5));
   } else if (out_.within_5) {
-    out_.advice = fmt::format("Nothing came within 1 % of {}. The cheapest within 5 % is {}.", what, describe(*out_.within_5));
+    out_.advice += fmt::format("Nothing came within 1 % of {}. The cheapest within 5 % is {}.", what, describe(*out_.within_5));
   } else {
-    out_.advice = fmt::format("Nothing came within 5 % of {}. The nearest is {}.", what, describe(*out_.best));
+    out_.advice += fmt::format("Nothing came within 5 % of {}. The nearest is {}.", what, describe(*out_.best));
   }
   const auto configured = std::find_if(out_.trials.begin(), out_.trials.end(), [](const Trial& t) { return t.configured; });
   if (configured == out_.trials.end()) return;
+  const auto own = static_cast<size_t>(configured - out_.trials.begin());
   if (configured->outcome != Trial::Outcome::kDone) {
     out_.advice +=
         fmt::format(" What the configuration has, {}, did not come to its end: {}", configured->name, configured->remark);
-  } else {
-    out_.advice += fmt::format(" What the configuration has, {}, is {:.2g} % off.",
-                               describe(static_cast<size_t>(configured - out_.trials.begin())), 100 * configured->error);
+  } else if (out_.within_1 == own || (!out_.within_1 && out_.within_5 == own)) {
+    out_.advice += " That is what the configuration has.";
+  } else if (std::isfinite(configured->error)) {
+    out_.advice += fmt::format(" What the configuration has, {}, is {:.3g} % off {}, at {:.2g} s a step.", configured->name,
+                               100 * configured->error, out_.reference.differentiates == "F" ? "dF/dx" : "the derivative of F_T",
+                               configured->seconds);
   }
 }
 

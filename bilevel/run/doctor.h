@@ -42,7 +42,7 @@ struct DoctorOptions {
   double seconds = 45;           // for all of it; what does not fit is cut off or left out, and listed so
   double reference_share = 0.4;  // of the seconds, at most, for the reference
   double trial_seconds = 10;     // one trial, at most
-  int64_t dense_up_to = 600;     // dy whose Hessian the reference forms: exact, and its eigenvalues are known
+  int64_t dense_up_to = 1000;    // dy whose Hessian the reference forms: exact, and its eigenvalues are known
   int64_t bytes = 0;             // that one trial may hold; 0: half of the machine's free memory
   std::function<void(const std::string& doing, double fraction)> progress = {};
   std::vector<std::string> violations() const;
@@ -57,8 +57,8 @@ struct Trial {
     kLeftOut,        // nothing was left of the budget, or a cheaper one of its kind was cut off
   };
   EstimatorSettings settings;
-  std::string name;    // "implicit · cg · iterations = 20"
-  std::string family;  // "implicit · cg"
+  std::string name;    // "implicit cg 20"
+  std::string family;  // "implicit cg"
   Outcome outcome = Outcome::kLeftOut;
   std::string remark;  // one sentence: the objection, what cut it off, or the estimator's message
   bool configured = false;
@@ -67,6 +67,7 @@ struct Trial {
   std::string differentiates;
   Grade grade = Grade::kOk;
   double cosine = 0, norm_ratio = 0, error = 0;  // against the reference; error = ‖value − reference‖/‖reference‖
+  std::optional<double> error_there;             // against the exact implicit hypergradient at the y that was reached
   double seconds = 0;                            // of an outer step: the inner solve, with what it must keep, and the estimate
   double estimate_seconds = 0;                   // beyond the bare inner solve
   Cost cost;                                     // oracle calls of inner solve and estimate; peak_bytes of both

@@ -73,5 +73,44 @@ TEST(Lbfgs, SaysWhenItRanOutOfIterationsAndWhenTheLossIsNotFinite) {
   EXPECT_THROW(Lbfgs(options).step_size(problem, x), Error);
 }
 
+// ¼ Σ (y² − 1)² + coupling: with sufficient decrease alone, pairs of negative curvature would be met and dropped.
+TEST(Lbfgs, EveryStepSatisfiesTheStrongWolfeConditions) {
+  class Wells : public Problem {
+   public:
+    Wells() {
+      outer_.add("x", {1});
+      inner_.add("y", {4});
+    }
+    const Layout& outer_layout() const override { return outer_; }
+    const Layout& inner_layout() const override { return inner_; }
+    at::Tensor inner_loss(const at::Tensor&, const at::Tensor& y, const Batch&) const override {
+      return 0.25 * (y.square() - 1).square().sum() + 0.3 * (y.narrow(0, 1, 3) - y.narrow(0, 0, 3)).square().sum();
+    }
+    at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch&) const override { return y.sum(); }
+
+   private:
+    Layout outer_, inner_;
+  };
+  const Wells problem;
+  const AutodiffOracle oracle(problem);
+  const at::Tensor x = at::zeros({1}, at::kDouble);
+  const at::Tensor y0 = at::tensor({0.01, -0.02, 0.015, 0.005}, at::kDouble);
+  LbfgsOptions options;
+  options.tolerance = 1e-10;
+  const InnerSolution end = Lbfgs(options).solve(oracle, x, 0, {y0}, {});
+  EXPECT_EQ(end.status, Status::kConverged) << end.message;
+  ASSERT_GT(end.steps, 4);
+  for (int64_t k = 1; k + 1 < end.steps; ++k) {
+    options.max_iterations = k;
+    const InnerSolution s = Lbfgs(options).solve(oracle, x, 0, {y0}, {});
+    const Gradients before = oracle.inner(x, s.previous, {}), after = oracle.inner(x, s.y, {});
+    const at::Tensor step = s.y - s.previous;
+    const double slope = at::dot(before.y, step).item<double>(), new_slope = at::dot(after.y, step).item<double>();
+    EXPECT_LT(slope, 0);
+    EXPECT_LE(after.value.item<double>(), before.value.item<double>() + 1e-4 * slope + 1e-15);
+    EXPECT_LE(std::abs(new_slope), 0.9 * std::abs(slope));
+  }
+}
+
 }  // namespace
 }  // namespace bilevel

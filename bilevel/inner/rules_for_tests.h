@@ -70,9 +70,8 @@ inline RuleCotangent random_tangent(const RuleInput& in, int64_t t) {
 
 /// jvp against central differences of `step`, one input at a time; vjp by ⟨w, J dz⟩ = ⟨Jᵀ w, dz⟩, one input at a time; and both
 /// against those of the base class, by autograd through `step`.
-inline void check_derivatives(const UpdateRule& rule, int64_t step, bool elementwise_h) {
-  SCOPED_TRACE(fmt::format("{} at step {}, h {}", rule.name(), step, elementwise_h ? "[dy]" : "scalar"));
-  const RuleInput in = random_input(rule, step, elementwise_h);
+inline void check_derivatives(const UpdateRule& rule, const RuleInput& in) {
+  const int64_t step = in.step;
   const RuleCotangent tangent = random_tangent(in, step);
   const Tensors inputs = flat(in), directions = flat(tangent);
   Draw draw = Stream(9, "cotangent").at(step);
@@ -105,6 +104,37 @@ inline void check_derivatives(const UpdateRule& rule, int64_t step, bool element
     ASSERT_EQ(bars[i].sizes(), inputs[i].sizes());
     EXPECT_NEAR(dot(flat(w), pushed), (bars[i] * directions[i]).sum().item<double>(), 1e-13 * (1 + size(pushed)));
     EXPECT_LT(distance({bars[i]}, {by_autograd[i]}), 1e-13 * (1 + size({bars[i]})));
+  }
+}
+
+inline void check_derivatives(const UpdateRule& rule, int64_t step, bool elementwise_h) {
+  SCOPED_TRACE(fmt::format("{} at step {}, h {}", rule.name(), step, elementwise_h ? "[dy]" : "scalar"));
+  check_derivatives(rule, random_input(rule, step, elementwise_h));
+}
+
+/// From a fresh state, with one element that has never had a gradient and one that has: every derivative is finite, and the one of
+/// the first element's step by its gradient is 0.
+inline void expect_finite_derivatives_at_rest(const UpdateRule& rule, double of_dead = 0.0) {
+  RuleInput in = random_input(rule, 0, false, 2);
+  in.state = rule.fresh_state(in.y);
+  in.h.back() = at::zeros({}, at::kDouble);  // weight_decay
+  in.gradient = at::tensor({0.0, 1.0}, at::kDouble);
+  Tensors ones;
+  for (const auto& s : in.state) ones.push_back(at::ones_like(s));
+  for (int64_t step = 0; step < 3; ++step) {
+    in.step = step;
+    const RuleOutput out = rule.step(in);
+    EXPECT_EQ(out.y[0].item<double>(), in.y[0].item<double>());
+    Tensors none;
+    for (const auto& s : in.state) none.push_back(at::zeros_like(s));
+    EXPECT_NEAR(rule.vjp(in, at::ones({2}, at::kDouble), none).gradient[0].item<double>(), of_dead, 1e-12);
+    for (const auto& tensor : flat(rule.vjp(in, at::ones({2}, at::kDouble), ones))) {
+      EXPECT_LT(tensor.abs().max().item<double>(), 1e3) << rule.name() << " at step " << step;
+    }
+    const RuleOutput pushed = rule.jvp(in, random_tangent(in, step));
+    for (const auto& tensor : flat(pushed)) EXPECT_LT(tensor.abs().max().item<double>(), 1e3) << rule.name();
+    in.y = out.y;
+    in.state = out.state;
   }
 }
 

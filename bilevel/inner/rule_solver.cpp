@@ -12,7 +12,7 @@
 #include "bilevel/inner/rule_helpers.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
-#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/autograd.h"
 
 namespace bilevel {
@@ -205,7 +205,7 @@ at::Tensor RuleSolver::step_size(const Problem& problem, const at::Tensor& x) co
     if (i == *index) return scheduled(value.detach(), by);
   }
   const at::Tensor y0 = problem.initial_inner(x, 0).detach();
-  return scheduled(at::scalar_tensor(automatic_lr(AutodiffOracle(problem), x, 0, y0), y0.options()), by);
+  return scheduled(at::scalar_tensor(automatic_lr(*make_oracle(problem), x, 0, y0), y0.options()), by);
 }
 
 at::Tensor RuleSolver::residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y,

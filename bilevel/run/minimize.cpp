@@ -9,7 +9,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
-#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/counted.h"
 #include "bilevel/outer/adam.h"
 
@@ -56,8 +56,8 @@ MinimizeResult minimize(const Problem& problem, const MinimizeOptions& options) 
       make_inner_solver(inner, problem, problem.initial_outer(), options.seed, /*batches=*/{});
   const auto outer = std::make_shared<const OuterAdam>(OuterAdamOptions{.lr = options.outer_lr});
 
-  const AutodiffOracle autodiff(problem);
-  const CountedOracle oracle(autodiff);
+  const auto uncounted = make_oracle(problem);
+  const CountedOracle oracle(*uncounted);
   DoubleLoopOptions loop;
   loop.start = problem.initial_inner_depends_on_outer() ? Start::kCold : Start::kWarm;
   loop.seed = options.seed;

@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t kPowerSteps = 8;
 constexpr double kPowerSafety = 1.3;     // what eight power steps from a random start leave below the norm, generously
 constexpr int64_t kLanczosNumbers = int64_t{1} << 24;  // of all basis vectors together
+constexpr int64_t kMostIdle = 3;  // directions without curvature that Lanczos' method leaves out
 constexpr double kLanczosFailure = 1e-3;
 constexpr double kInexact = 0.3;        // relative residual up to which a solve says how large its solution is
 constexpr double kSampleSafety = 3.0;   // the largest of three samples, against what rounding may do
@@ -45,19 +46,24 @@ struct Ritz {
   double smallest = 0, largest = 0;
   int64_t steps = 0;
   bool exact = false;  // the Krylov space is exhausted
+  at::Tensor lowest;   // the Ritz vector of the smallest value
 };
 
-Ritz lanczos(const InnerPlace& place, int64_t steps) {
+/// At a right angle to the rows of `idle`, which have no curvature; undefined: everywhere.
+Ritz lanczos(const InnerPlace& place, int64_t steps, const at::Tensor& idle) {
   const int64_t d = place.y.size(0);
-  steps = std::max<int64_t>(1, std::min({steps, d, kLanczosNumbers / d}));
+  const int64_t curved = d - (idle.defined() ? idle.size(0) : 0);
+  const auto apart = [&idle](const at::Tensor& w) { return idle.defined() ? w - idle.t().mv(idle.mv(w)) : w; };
+  steps = std::max<int64_t>(1, std::min({steps, curved, kLanczosNumbers / d}));
   at::Tensor v = Stream(0, "lanczos start").at(0).normal({d}).to(place.y.options());
+  v = apart(v);
   v = v / v.norm();
   std::vector<at::Tensor> basis;
   at::Tensor T = at::zeros({steps, steps}, at::kDouble);
   Ritz ritz;
   for (int64_t k = 0; k < steps; ++k) {
     basis.push_back(v);
-    at::Tensor w = place.jvp_y(v);
+    at::Tensor w = apart(place.jvp_y(v));
     const at::Tensor V = at::stack(basis);
     at::Tensor overlap = V.mv(w);
     T[k][k] = overlap[k].item<double>();
@@ -73,10 +79,12 @@ Ritz lanczos(const InnerPlace& place, int64_t steps) {
     if (k + 1 < steps) T[k][k + 1] = T[k + 1][k] = beta;
     v = w / beta;
   }
-  const at::Tensor values = at::linalg_eigvalsh(T.narrow(0, 0, ritz.steps).narrow(1, 0, ritz.steps));
+  const auto [values, vectors] = at::linalg_eigh(T.narrow(0, 0, ritz.steps).narrow(1, 0, ritz.steps), "L");
+  ritz.lowest = at::stack(basis).t().mv(vectors.select(1, 0).to(v.options()));
+  ritz.lowest = ritz.lowest / ritz.lowest.norm();
   ritz.smallest = values[0].item<double>();
   ritz.largest = values[ritz.steps - 1].item<double>();
-  ritz.exact = ritz.exact || ritz.steps == d;
+  ritz.exact = ritz.exact || ritz.steps == curved;
   return ritz;
 }
 
@@ -196,8 +204,17 @@ class Certifier {
       const at::Tensor& J = newton_.matrix();
       const double rounding = 4 * eps_ * std::sqrt(static_cast<double>(J.size(0)));
       if (place_->symmetric()) {
-        const auto [values, vectors] = at::linalg_eigh(J, "L");
-        const double low = values[0].item<double>(), high = std::max(std::abs(low), values[-1].item<double>());
+        at::Tensor values = newton_.eigenvalues(), vectors = newton_.eigenvectors();
+        if (!values.defined()) {
+          found.reason = "the matrix of the inner problem is not finite.";
+          return found;
+        }
+        const double high = values.abs().max().item<double>();
+        if (newton_.idle().defined()) {
+          const at::Tensor curved = values.abs().gt(rounding * high).nonzero().squeeze(1);
+          values = values.index_select(0, curved), vectors = vectors.index_select(1, curved);
+        }
+        const double low = values[0].item<double>();
         if (low < -rounding * high && known <= 0) {
           found.indefinite = true;
           found.reason = fmt::format("the smallest curvature at the inner solution is {:.2e}.", low);
@@ -211,9 +228,17 @@ class Certifier {
         u = newton_.inverse().apply(Stream(0, "curvature direction").at(0).normal({J.size(0)}).to(place_->y.options()), 0.1);
         u = u / u.norm();
       }
-      how = "the smallest eigenvalue at the inner solution";
+      how = newton_.idle().defined() ? "the smallest eigenvalue at the inner solution beside directions along which nothing happens"
+                                     : "the smallest eigenvalue at the inner solution";
     } else {
-      const Ritz ritz = lanczos(*place_, options_.products);
+      at::Tensor idle;
+      Ritz ritz = lanczos(*place_, options_.products, idle);
+      for (int64_t i = 0; i < kMostIdle && known <= 0; ++i) {
+        const double flat = 8 * eps_ * std::sqrt(static_cast<double>(place_->y.size(0))) * ritz.largest;
+        if (std::abs(ritz.smallest) > flat || !newton_.is_idle(ritz.lowest.unsqueeze(1))) break;
+        idle = idle.defined() ? at::cat({idle, ritz.lowest.unsqueeze(0)}) : ritz.lowest.unsqueeze(0);
+        ritz = lanczos(*place_, options_.products, idle);
+      }
       const auto d = static_cast<double>(place_->y.size(0));
       const double root = std::log(1.648 * std::sqrt(d) / kLanczosFailure) / (2.0 * static_cast<double>(ritz.steps) - 1.0);
       const double share = ritz.exact ? 4 * eps_ * std::sqrt(d) : std::min(1.0, root * root + 4 * eps_ * std::sqrt(d));

@@ -158,6 +158,42 @@ TEST(Certificate, BoundsTheBiasOfAnEstimatorThatNamesF) {
   expect_bound(Certified(problem, descent(2000, 0.2), Identity()), problem.hypergradient(problem.initial_outer()), 1.001);
 }
 
+/// A ridge problem that sees of its last two inner variables their difference alone, as a softmax sees its biases.
+class Redundant final : public TestProblem {
+ public:
+  explicit Redundant(const RidgeProblem& base) : base_(base) {
+    outer_layout_ = base.outer_layout();
+    inner_layout_.add("y", {base.inner_layout().size() + 1});
+    x0_ = base.initial_outer();
+    y0_ = at::zeros({inner_layout_.size()}, x0_.options());
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return base_.inner_loss(x, seen(y), batch);
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return base_.outer_loss(x, seen(y), batch);
+  }
+
+ private:
+  static at::Tensor seen(const at::Tensor& y) {
+    const int64_t n = y.size(0) - 1;
+    return at::cat({y.narrow(0, 0, n - 1), (y[n - 1] - y[n]).unsqueeze(0)});
+  }
+  const RidgeProblem& base_;
+};
+
+TEST(Certificate, LeavesDirectionsOutAlongWhichNothingHappens) {
+  const RidgeProblem ridge;
+  const Redundant problem(ridge);
+  for (const int64_t dense_dim : {0, 200}) {
+    BoundOptions options;
+    options.dense_dim = dense_dim;
+    const Certified c(problem, descent(20, 0.1), implicit(3), options);
+    expect_bound(c, ridge.hypergradient(ridge.initial_outer()), 1.5);
+    EXPECT_LE(*c.h.certificate.curvature, 2 * at::linalg_eigvalsh(ridge.hessian(ridge.initial_outer()))[0].item<double>());
+  }
+}
+
 /// g = ½ yᵀ diag(1, −1) y − yᵀ x
 class Saddle final : public TestProblem {
  public:

@@ -101,11 +101,40 @@ void InnerNewton::renew() {
   renewed_ = true;
   if (dense_) {
     J_ = place_->matrix();
-    inverse_ = std::make_unique<DenseInverse>(J_);
+    eigenvalues_ = eigenvectors_ = idle_ = at::Tensor();
+    at::Tensor regular = J_;
+    if (place_->symmetric() && std::isfinite(J_.abs().sum().item<double>())) {
+      std::tie(eigenvalues_, eigenvectors_) = at::linalg_eigh(J_, "L");
+      const double largest = eigenvalues_.abs().max().item<double>();
+      const at::Tensor flat = eigenvalues_.abs().le(4 * rounding_unit(place_->y) * std::sqrt(static_cast<double>(J_.size(0))) * largest);
+      if (largest > 0 && flat.any().item<bool>()) {
+        const at::Tensor N = eigenvectors_.index_select(1, flat.nonzero().squeeze(1));
+        if (is_idle(N)) {
+          idle_ = N;
+          regular = J_ + largest * N.mm(N.t());
+        }
+      }
+    }
+    inverse_ = std::make_unique<DenseInverse>(regular);
   } else {
     held_ = std::make_unique<InnerPlace>(in_, place_->x, place_->y);
     inverse_ = std::make_unique<CgInverse>(*held_, in_.oracle.problem().inner_preconditioner(place_->x), options_.products);
   }
+}
+
+bool InnerNewton::is_idle(const at::Tensor& directions) const {
+  const at::Tensor N = directions.to(place_->y.scalar_type()).t();
+  const double share = std::max(1e-6, 100 * rounding_unit(place_->y) * std::sqrt(static_cast<double>(place_->y.size(0))));
+  const auto blind = [&](const at::Tensor& v) { return length(N.mv(v)) <= share * length(v); };
+  for (int64_t i = 0; i < 2; ++i) {
+    Draw draw = Stream(0, "idle directions").at(i);
+    const at::Tensor u = draw.normal({place_->x.size(0)}).to(place_->x.options());
+    const at::Tensor p = draw.normal({place_->y.size(0)}).to(place_->y.options());
+    const InnerPlace there(in_, place_->x, place_->y + (0.1 * (1 + length(place_->y)) / length(p)) * p);
+    if (!blind(place_->jvp_x(u)) || !blind(there.jvp_x(u)) || !blind(there.r)) return false;
+    if (!blind(in_.oracle.outer(there.x, there.y, in_.outer_batch).y)) return false;
+  }
+  return true;
 }
 
 std::unique_ptr<InnerPlace> InnerNewton::beside(const InnerPlace& place) const {

@@ -60,7 +60,15 @@ class InnerNewton {
   const InnerInverse& inverse() const { return *inverse_; }
   /// Makes `inverse` that of `place()`.
   void renew();
+  // Dense and symmetric, of the last renewal: the eigenvalues, rising, and vectors (columns). Undefined where they are not finite.
+  const at::Tensor& eigenvalues() const { return eigenvalues_; }
+  const at::Tensor& eigenvectors() const { return eigenvectors_; }
   const at::Tensor& matrix() const { return J_; }  // dense: of the last renewal
+  /// Directions [dy, k] without curvature along which nothing happens: neither r, nor what it owes to x, nor f. Such are the common
+  /// shift of all biases of a softmax, and weights of features that are always zero. The dense inverse leaves them alone; undefined:
+  /// none.
+  const at::Tensor& idle() const { return idle_; }
+  bool is_idle(const at::Tensor& directions) const;
   double rounding_of_r() const { return sigma_; }  // at place()
   /// place() with y moved by some units in the last place.
   std::unique_ptr<InnerPlace> beside(const InnerPlace& place) const;
@@ -74,7 +82,7 @@ class InnerNewton {
   std::unique_ptr<InnerPlace> place_;
   std::unique_ptr<InnerPlace> held_;  // what the matrix-free inverse refers to
   std::unique_ptr<InnerInverse> inverse_;
-  at::Tensor J_;
+  at::Tensor J_, eigenvalues_, eigenvectors_, idle_;
 };
 
 /// Rounding is sampled, and one sample stands for its size.

@@ -121,6 +121,10 @@ PlanMaker plan_maker(Config config) {
     PlanSubject subject;
     subject.algorithm = &experiment->algorithm();
     subject.steps = experiment->driver_options().steps;
+    const DoubleLoopOptions& loop = experiment->algorithm().options();
+    for (const int64_t period : {loop.bound_every, loop.check_every}) {
+      if (period > 0) subject.periods.push_back(period);
+    }
     subject.inner_steps = steps_of(experiment->algorithm().solver());
     const auto* rule = dynamic_cast<const RuleSolver*>(&experiment->algorithm().solver());
     const int64_t batch = rule ? rule->options().batch : 0;

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <map>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
@@ -24,8 +25,8 @@ constexpr double kEnough = 1.0;  // seconds of probes after which one more says 
 double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
 struct Probe {
-  Cost cost;         // of a typical step
-  double first = 0;  // seconds of the step that is not typical
+  Cost cost;         // of an ordinary step; peak_bytes of any
+  double total = 0;  // seconds of the run
   int64_t count = 0;
 };
 
@@ -35,44 +36,57 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-/// Steps from the start: one to warm up, then until they are enough and alike.
-Probe probe(const Algorithm& algorithm) {
-  State state = algorithm.init();
+/// Which of the periods divide k.
+std::vector<bool> kind_of(int64_t k, const std::vector<int64_t>& periods) {
+  std::vector<bool> kind;
+  for (const int64_t p : periods) kind.push_back(p > 0 && k % p == 0);
+  return kind;
+}
+
+/// Steps from the start: one to warm up, then until they are enough and alike, then one of each other kind.
+Probe probe(const PlanSubject& subject) {
+  State state = subject.algorithm->init();
   Probe out;
-  std::vector<double> seconds;
-  int64_t calls_before = -1, peak = 0;
-  double spent = 0;
-  for (out.count = 0; out.count < kMostProbes; ++out.count) {
+  int64_t peak = 0;
+  Record record;
+  const auto take = [&](int64_t k) {
+    state.set("step", k);
     const MemoryMeter meter;
     const Clock::time_point began = Clock::now();
-    const Record record = algorithm.step(state, 1);
-    const double s = seconds_since(began);
-    peak = std::max(peak, std::max(meter.peak_bytes(), record.cost.peak_bytes));
+    record = subject.algorithm->step(state, 1);
+    ++out.count;
+    const double seconds = seconds_since(began);
+    peak = std::max({peak, meter.peak_bytes(), record.cost.peak_bytes});
+    return seconds;
+  };
+  const double first = take(0);
+  std::vector<double> seconds;
+  double spent = first;
+  for (int64_t calls_before = -1; out.count < kMostProbes && !failed(record.status);) {
+    const double s = take(1);
     spent += s;
     const int64_t calls = record.cost.oracle_calls();
-    if (out.count == 0) {
-      out.first = s;
-    } else {
-      const bool alike = calls_before < 0 || std::abs(calls - calls_before) <= calls_before / 10;
-      if (!alike) seconds.clear();  // a warm start makes later solves shorter
-      seconds.push_back(s);
-      out.cost = record.cost;
-      if (alike && spent >= kEnough && out.count >= 1) {
-        ++out.count;
-        break;
-      }
-      if (!alike && spent > 20 * kEnough) {
-        ++out.count;
-        break;
-      }
-    }
+    const bool alike = calls_before < 0 || std::abs(calls - calls_before) <= calls_before / 10;
+    if (!alike) seconds.clear();  // a warm start makes later solves shorter
+    seconds.push_back(s);
+    out.cost = record.cost;
     calls_before = calls;
-    if (failed(record.status)) {
-      ++out.count;
-      break;
-    }
+    if (alike ? spent >= kEnough : spent >= 20 * kEnough) break;
   }
-  out.cost.seconds = seconds.empty() ? out.first : median(seconds);
+  const double ordinary = seconds.empty() ? first : median(seconds);
+
+  std::map<std::vector<bool>, double> by_kind = {{kind_of(1, subject.periods), ordinary}};
+  const auto seconds_of = [&](int64_t k) {
+    const std::vector<bool> kind = kind_of(k, subject.periods);
+    const auto known = by_kind.find(kind);
+    if (known != by_kind.end()) return known->second;
+    const double s = failed(record.status) ? ordinary : take(k);
+    return by_kind.emplace(kind, s).first->second;
+  };
+  out.total = first + seconds_of(0);  // the first step, and the last evaluation, which does all that there is to do
+  for (int64_t k = 1; k < subject.steps; ++k) out.total += seconds_of(k);
+  if (subject.steps == 0) out.total = first;
+  out.cost.seconds = ordinary;
   out.cost.peak_bytes = peak;
   return out;
 }
@@ -96,11 +110,12 @@ std::string gigabytes(int64_t bytes) {
 /// Seconds, bytes and calls after T inner steps, from two shorter solves.
 struct Fit {
   Cost small, large;
-  double first_small = 0;
+  double total_small = 0, total_large = 0;
   int64_t t_small = 0, t_large = 0;
 
   static double line(double a, double b, double u, double v, double w) { return a + (b - a) * (w - u) / (v - u); }
   double seconds(int64_t T) const { return std::max(0.0, line(small.seconds, large.seconds, u(false), v(false), w(T, false))); }
+  double total(int64_t T) const { return std::max(0.0, line(total_small, total_large, u(false), v(false), w(T, false))); }
   int64_t bytes(int64_t T, bool root) const {
     return static_cast<int64_t>(std::max(
         0.0, line(static_cast<double>(small.peak_bytes), static_cast<double>(large.peak_bytes), u(root), v(root), w(T, root))));
@@ -167,18 +182,18 @@ class Planner {
       const int64_t most =
           options_.limit > 0 ? std::min(free_, std::max<int64_t>(options_.limit - plan_.resident_bytes, 0)) : free_;
       if (!fit || (whole && bytes < most && seconds < options_.probe_seconds)) {
-        const Probe found = probe(*subject->algorithm);
+        const Probe found = probe(*subject);
         forecast.step = found.cost;
         forecast.measured = true;
         forecast.probes += found.count;
-        forecast.seconds = found.first + static_cast<double>(subject->steps) * found.cost.seconds;
+        forecast.seconds = found.total;
       } else {
         forecast.step.seconds = seconds;
         forecast.step.peak_bytes = bytes;
         for (const auto kind : {&Cost::forwards, &Cost::gradients, &Cost::hvps, &Cost::cross_products}) {
           forecast.step.*kind = fit->calls(kind, T);
         }
-        forecast.seconds = static_cast<double>(subject->steps + 1) * seconds;
+        forecast.seconds = fit->total(T);
       }
       if (forecast.measured && plan_.forecasts.empty()) {
         // What libraries allocate once they are used, and no meter of tensors sees.
@@ -200,8 +215,9 @@ class Planner {
       std::vector<std::string> sets = forecast.sets;
       sets.push_back(fmt::format("inner.steps={}", t));
       const PlanSubject subject = make_(sets);
-      const Probe found = probe(*subject.algorithm);
+      const Probe found = probe(subject);
       (t == fit.t_small ? fit.small : fit.large) = found.cost;
+      (t == fit.t_small ? fit.total_small : fit.total_large) = found.total;
       forecast.probes += found.count;
     }
     return fit;

@@ -21,10 +21,11 @@ ProcessMemory process_memory();
 struct PlanSubject {
   std::shared_ptr<const void> owner;  // of what `algorithm` refers to
   const Algorithm* algorithm = nullptr;
-  int64_t steps = 0;              // outer updates
-  int64_t inner_steps = 0;        // T of an update rule, or the most where a tolerance ends it; 0: no such number
-  int64_t samples = 0;            // inner ones that are differentiated at once; 0: no such number
-  bool keeps_trajectory = false;  // the estimator goes back through the inner solve, so that memory grows with T
+  int64_t steps = 0;                  // outer updates
+  std::vector<int64_t> periods = {};  // steps that one of these divides, and the last evaluation, do more: bounds, spot checks
+  int64_t inner_steps = 0;            // T of an update rule, or the most where a tolerance ends it; 0: no such number
+  int64_t samples = 0;                // inner ones that are differentiated at once; 0: no such number
+  bool keeps_trajectory = false;      // the estimator goes back through the inner solve, so that memory grows with T
 };
 /// The run with these keys changed ("inner.steps=8"). Throws Error where they do not fit.
 using PlanMaker = std::function<PlanSubject(const std::vector<std::string>& sets)>;
@@ -45,7 +46,7 @@ struct Forecast {
   bool possible = true;      // false: `remark` says why not
   bool measured = false;     // whole steps were taken; otherwise extrapolated from short inner solves
   int64_t probes = 0;        // steps taken
-  Cost step;                 // of one outer step; peak_bytes of the tensors that it makes
+  Cost step;                 // of an ordinary outer step; peak_bytes of the tensors that it makes
   double seconds = 0;        // of all outer steps and the last evaluation
   int64_t bytes = 0;         // most that the whole process holds
   bool fits = true;          // into the limit
@@ -64,7 +65,8 @@ struct Plan {
 /// Forecasts seconds and bytes of a run.
 ///
 /// Two outer steps are taken, the first of which is thrown away: memory pools, threads and the first, cold inner solve make it
-/// unlike the others. More are taken where they are short, or still change in oracle calls. Where the run goes back through its
+/// unlike the others. More are taken where they are short, or still change in oracle calls, and one of each kind that does more
+/// (error bounds, spot checks). Where the run goes back through its
 /// inner solve, the other ways to do that are foreseen too, from two short inner solves each: seconds and bytes are linear in T,
 /// the bytes of checkpoints in √T. Where nothing of that fits into the limit, micro-batches and then fewer of the last steps are
 /// tried.

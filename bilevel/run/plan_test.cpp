@@ -158,6 +158,41 @@ TEST(Plan, HasOneWayOnlyWhereNoTrajectoryIsKept) {
   EXPECT_NEAR(static_cast<double>(plan.forecasts.front().step.peak_bytes), 5.0 * kUnit, 2048);
 }
 
+TEST(Plan, CountsTheStepsThatDoMore) {
+  // Every third step takes a nap.
+  class Naps final : public Algorithm {
+   public:
+    std::string_view name() const override { return "naps"; }
+    State init() const override { return Holds(1, 1).init(); }
+    Record evaluate(State& state) const override {
+      seen.push_back(state.integer("step"));
+      return Holds(1, 1).evaluate(state);
+    }
+    Record step(State& state, int64_t) const override {
+      const Record record = evaluate(state);
+      state.set("step", state.integer("step") + 1);
+      return record;
+    }
+    mutable std::vector<int64_t> seen;
+  };
+  const auto naps = std::make_shared<Naps>();
+  const Plan plan = make_plan([&](const auto&) {
+    PlanSubject subject;
+    subject.owner = naps;
+    subject.algorithm = naps.get();
+    subject.steps = 20;
+    subject.periods = {3, 4};
+    return subject;
+  });
+  // Ordinary ones, those that 3 divides, those that 4 divides, and both: each kind was taken.
+  const auto took = [&](auto kind) { return std::any_of(naps->seen.begin() + 1, naps->seen.end(), kind); };
+  EXPECT_TRUE(took([](int64_t k) { return k % 3 != 0 && k % 4 != 0; }));
+  EXPECT_TRUE(took([](int64_t k) { return k % 3 == 0 && k % 4 != 0; }));
+  EXPECT_TRUE(took([](int64_t k) { return k % 3 != 0 && k % 4 == 0; }));
+  EXPECT_TRUE(took([](int64_t k) { return k % 12 == 0; }));
+  EXPECT_EQ(plan.forecasts.front().probes, static_cast<int64_t>(naps->seen.size()));
+}
+
 TEST(Plan, HandsOnTheErrorOfAConfigurationThatCannotBeMade) {
   const PlanMaker make = [](const std::vector<std::string>&) -> PlanSubject { throw Error("no data"); };
   EXPECT_THROW(make_plan(make), Error);

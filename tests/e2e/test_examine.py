@@ -105,13 +105,13 @@ def test_plan_counts_what_the_run_will_ask_and_hold(bilevel, mlp, tmp_path):
     step = plan["configured"]["step"]
     assert plan["steps"] == 3 and plan["configured"]["measured"] and plan["configured"]["probes"] >= 2
     for kind in ("forwards", "gradients", "hvps", "cross_products"):
-        assert step[kind] == log[-1]["cost"][kind]
-    assert step["peak_bytes"] == pytest.approx(log[-1]["machine"]["peak_bytes"], rel=0.05)
+        assert step[kind] == log[1]["cost"][kind]  # the first and the last one bound their errors too
+    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.05)
     ways = {one["name"]: one["step"]["peak_bytes"] for one in plan["forecasts"]}
     for memory in ("graphs", "states", "checkpoints"):
         bilevel("run", mlp, "--out", memory, "--set", f"hypergradient.memory={memory}")
-        record = json.loads((tmp_path / memory / "log.jsonl").read_text().splitlines()[-1])
-        assert ways[f'memory = "{memory}"'] == pytest.approx(record["machine"]["peak_bytes"], rel=0.25), memory
+        peaks = [json.loads(line)["machine"]["peak_bytes"] for line in (tmp_path / memory / "log.jsonl").read_text().splitlines()]
+        assert ways[f'memory = "{memory}"'] == pytest.approx(max(peaks), rel=0.25), memory
 
 
 def test_plan_fits_a_run_into_a_limit(bilevel, mlp, tmp_path):

@@ -41,6 +41,8 @@ required=(
   "libgmock-dev lib/$triplet/libgmock.a"
   "libjs-chart.js share/javascript/chart.js/chart.min.js"
 )
+headers=$("$python" -c 'import sys, sysconfig; print("libpython%d.%d-dev" % sys.version_info[:2], sysconfig.get_path("include"))')
+[ -e "${headers#* }/Python.h" ] || required+=("${headers% *} ${headers#* /usr/}/Python.h")
 optional=("dataset-fashion-mnist share/datasets/fashion-mnist")  # the demonstration falls back on the embedded digits
 
 missing_of() {  # prints the packages whose file is not there
@@ -101,8 +103,8 @@ if ! "$build/venv/bin/python" -c 'import pip' 2>/dev/null; then
   }
 fi
 pip_install() { "$build/venv/bin/python" -m pip --disable-pip-version-check -q install "$@" >>"$log" 2>&1; }
-"$build/venv/bin/python" -c 'import cmake, ninja, numpy, pybind11, pytest' 2>/dev/null ||
-  timed "Python packages cmake, ninja, numpy, pybind11, pytest" pip_install cmake ninja numpy pybind11 pytest ||
+"$build/venv/bin/python" -c 'import cmake, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff' 2>/dev/null ||
+  timed "Python packages cmake, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff" pip_install cmake mkdocs mypy ninja numpy pybind11 pytest ruff ||
   { tail -n 5 "$log" >&2; fail "pip could not install them; see $log."; }
 
 # --- A browser, in which the report is tested ---

@@ -1,0 +1,23 @@
+"""Options as the engine reads them: lines of ``table.key=value`` in TOML, the very keys of a configuration file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def assignments(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{table}.{key}={_toml(value, f'{table}.{key}')}" for table, options in tables.items() for key, value in options.items()]
+
+
+def _toml(value: Any, key: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, str)):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)  # repr gives inf and nan as TOML has them
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item, key) for item in value) + "]"
+    raise TypeError(f"{key} should be a number, a string, true or false, or a list of them, got {type(value).__name__}.")

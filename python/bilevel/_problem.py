@@ -1,0 +1,148 @@
+"""What the engine asks of Python losses, on flat vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ._structure import Structure
+
+Loss = Callable[..., Tensor]
+Constraint = tuple[str, float, float]
+
+
+class Problem:
+    """The flat face of two losses. Its attributes and methods are read by the compiled ``PythonProblem``."""
+
+    def __init__(
+        self,
+        inner_loss: Loss,
+        outer_loss: Loss,
+        x: Structure,
+        y: Structure,
+        *,
+        inner_data: Any = None,
+        outer_data: Any = None,
+        constraints: Optional[Mapping[str, Any]] = None,
+        metrics: Optional[Callable[[Any, Any], Mapping[str, float]]] = None,
+        initial_inner: Optional[Callable[[Any], Any]] = None,
+        optimality: Optional[Callable[..., Any]] = None,
+        symmetric: bool = False,
+        random: bool = False,
+        per_element: Optional[Mapping[str, Tensor]] = None,
+    ) -> None:
+        if x.dtype != y.dtype or x.device != y.device:
+            raise ValueError(f"x is {x.dtype} on {x.device} and y is {y.dtype} on {y.device}; they should agree.")
+        self._inner_loss, self._outer_loss = inner_loss, outer_loss
+        self._x, self._y = x, y
+        self._inner_data, self._outer_data = inner_data, outer_data
+        self._metrics, self._initial_inner, self._optimality = metrics, initial_inner, optimality
+        self.outer_parts, self.inner_parts = x.parts, y.parts
+        self.x0, self.y0 = x.start, y.start
+        self.constraints = _constraints(constraints, x)
+        self.inner_samples, self.outer_samples = _samples(inner_data, "inner_data"), _samples(outer_data, "outer_data")
+        self.has_initial_inner = initial_inner is not None
+        self._per_element = dict(per_element or {})
+        self.has_rule_hyperparameters = bool(self._per_element)
+        self.has_optimality_map = optimality is not None
+        self.symmetric = symmetric
+        self.has_metrics = metrics is not None
+        self.random = random
+
+    @property
+    def identity(self) -> str:
+        """Shapes, dtype and a hash of the data: what a resumed run must find again."""
+        digest = hashlib.sha256()
+        for leaf in [*_leaves(self._inner_data), *_leaves(self._outer_data)]:
+            digest.update(str((leaf.dtype, tuple(leaf.shape))).encode())
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return f"x {self._x.parts}, y {self._y.parts}, {self._x.dtype}, data {digest.hexdigest()[:16]}"
+
+    def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        return self._loss(self._inner_loss, self._inner_data, x, y, samples, "inner_loss")
+
+    def outer_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        return self._loss(self._outer_loss, self._outer_data, x, y, samples, "outer_loss")
+
+    def _loss(self, loss: Loss, data: Any, x: Tensor, y: Tensor, samples: Optional[Tensor], what: str) -> Tensor:
+        args = [self._x.seen_by_loss(x), self._y.seen_by_loss(y)]
+        if data is not None:
+            args.append(_rows(data, samples))
+        value = loss(*args)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{what} should return a scalar tensor, got {got}.")
+        return value.reshape(())
+
+    def optimality_map(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        assert self._optimality is not None
+        value = self._optimality(self._x.seen_by_loss(x), self._y.seen_by_loss(y))
+        flat = self._y.flat(value)
+        if flat.shape != y.shape:
+            raise ValueError(f"The optimality map returned {flat.numel()} numbers for {y.numel()} unknowns; as many as y has are needed.")
+        return flat
+
+    def initial_inner(self, x: Tensor) -> Tensor:
+        assert self._initial_inner is not None
+        return self._y.flat(self._initial_inner(self._x.seen_by_loss(x)))
+
+    def rule_hyperparameters(self, x: Tensor, t: int) -> list[tuple[str, Tensor]]:
+        return list(self._per_element.items())
+
+    def metrics(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        assert self._metrics is not None
+        with torch.no_grad():
+            return {k: float(v) for k, v in self._metrics(self._x.seen_by_loss(x), self._y.seen_by_loss(y)).items()}
+
+
+def _leaves(data: Any) -> list[Tensor]:
+    if data is None:
+        return []
+    if isinstance(data, Tensor):
+        return [data]
+    if isinstance(data, Mapping):
+        return [leaf for value in data.values() for leaf in _leaves(value)]
+    if isinstance(data, Sequence):
+        return [leaf for value in data for leaf in _leaves(value)]
+    raise TypeError(f"Data should be tensors, or tuples and dictionaries of tensors, got {type(data).__name__}.")
+
+
+def _samples(data: Any, what: str) -> int:
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in _leaves(data)}
+    if len(sizes) > 1:
+        raise ValueError(f"{what} holds tensors of {sorted(sizes)} samples; their first dimensions should agree.")
+    return sizes.pop() if sizes else 0
+
+
+def _rows(data: Any, samples: Optional[Tensor]) -> Any:
+    if samples is None:
+        return data
+    if isinstance(data, Tensor):
+        return data.index_select(0, samples.to(data.device))
+    if isinstance(data, Mapping):
+        return {key: _rows(value, samples) for key, value in data.items()}
+    return tuple(_rows(value, samples) for value in data)
+
+
+def _constraints(constraints: Optional[Mapping[str, Any]], x: Structure) -> list[Constraint]:
+    if not constraints:
+        return []
+    inf = float("inf")
+    found: dict[str, Constraint] = {}
+    for name, constraint in constraints.items():
+        if name not in x.names:
+            raise ValueError(f"constraints names {name!r}; the parts of x are {', '.join(x.names)}.")
+        if constraint == "simplex":
+            found[name] = ("simplex", 0.0, 1.0)
+        elif constraint == "positive":
+            found[name] = ("box", 0.0, inf)
+        elif isinstance(constraint, Sequence) and not isinstance(constraint, str) and len(constraint) == 2:
+            lower, upper = constraint
+            found[name] = ("box", -inf if lower is None else float(lower), inf if upper is None else float(upper))
+        else:
+            raise ValueError(f'constraints[{name!r}] should be "simplex", "positive" or (lower, upper), got {constraint!r}.')
+    return [found.get(name, ("none", -inf, inf)) for name in x.names]

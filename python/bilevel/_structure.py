@@ -1,0 +1,103 @@
+"""Dictionaries of tensors, single tensors and modules, and the flat vectors that the engine works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Union
+
+import torch
+from torch import Tensor, nn
+
+Variables = Union[Tensor, Mapping[str, Tensor], nn.Module]
+"""What x and y may be: one tensor, a dictionary of tensors, or a module, whose parameters that require a gradient are meant."""
+
+
+class ModuleAt(Mapping[str, Tensor]):
+    """A module with other values for its parameters, as a loss sees it.
+
+    Call it as the module is called; ``y["0.weight"]`` is a parameter. Buffers are the module's own, and are not differentiated.
+    """
+
+    def __init__(self, module: nn.Module, parameters: dict[str, Tensor]) -> None:
+        self._module = module
+        self._parameters = parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self._module, self._parameters, args, kwargs)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+class Structure:
+    """Names, shapes, dtype and device of the parts of one flat vector, and the way from one form to the other."""
+
+    def __init__(self, variables: Variables, what: str) -> None:
+        self.module = variables if isinstance(variables, nn.Module) else None
+        self.single = isinstance(variables, Tensor)
+        parts = _parts(variables, what)
+        self.originals = parts
+        self.names = list(parts)
+        self.shapes = [tuple(p.shape) for p in parts.values()]
+        self.sizes = [p.numel() for p in parts.values()]
+        first = next(iter(parts.values()))
+        self.dtype, self.device = first.dtype, first.device
+        for name, part in parts.items():
+            if part.dtype != self.dtype or part.device != self.device:
+                raise ValueError(
+                    f"{what}[{name!r}] is {part.dtype} on {part.device}, and {what}[{self.names[0]!r}] is {self.dtype} on "
+                    f"{self.device}: all parts should have one dtype and device."
+                )
+        if self.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{what} should be float32 or float64, got {self.dtype}.")
+        self.start = self.flat(variables).detach().clone()
+
+    @property
+    def parts(self) -> list[tuple[str, list[int]]]:
+        return [(name, list(shape)) for name, shape in zip(self.names, self.shapes)]
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    def flat(self, variables: Variables) -> Tensor:
+        """[size], with a graph where the parts have one."""
+        return torch.cat([part.reshape(-1) for part in _parts(variables, "variables").values()])
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        pieces = torch.split_with_sizes(flat, self.sizes)
+        return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes)}
+
+    def seen_by_loss(self, flat: Tensor) -> Any:
+        """What a loss is given for these variables."""
+        if self.module is not None:
+            return ModuleAt(self.module, self.split(flat))
+        return self.like(flat)
+
+    def like(self, flat: Tensor) -> Any:
+        """A tensor where the variables were one, a dictionary of tensors otherwise."""
+        return flat.view(self.shapes[0]) if self.single else self.split(flat)
+
+
+def _parts(variables: Variables, what: str) -> dict[str, Tensor]:
+    if isinstance(variables, Tensor):
+        return {what: variables}
+    if isinstance(variables, nn.Module):
+        found: dict[str, Tensor] = {name: p for name, p in variables.named_parameters() if p.requires_grad}
+        if not found:
+            raise ValueError(f"{what} is a module without a parameter that requires a gradient.")
+        return found
+    if isinstance(variables, Mapping):
+        for name, part in variables.items():
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{what}[{name!r}] should be a tensor, got {type(part).__name__}.")
+        if not variables:
+            raise ValueError(f"{what} is an empty dictionary; it should hold at least one tensor.")
+        return dict(variables)
+    raise TypeError(f"{what} should be a tensor, a dictionary of tensors or an nn.Module, got {type(variables).__name__}.")

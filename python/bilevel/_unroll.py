@@ -1,0 +1,117 @@
+"""Differentiable inner training: what one hands to ``.backward()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from . import _engine
+from ._options import assignments
+from ._problem import Problem
+from ._structure import Structure, Variables
+
+
+class _UnrolledProblem(Problem):
+    """x is the concatenation of what the loss depends on, y₀, and those hyperparameters of the rule that carry a gradient."""
+
+    def __init__(
+        self, loss: Callable[..., Tensor], everything: Structure, x: Optional[Structure], y: Structure, fed: list[str], steps: int
+    ) -> None:
+        super().__init__(self._split_loss, self._split_loss, everything, y)
+        self._loss_of_user, self._user_x, self._fed, self._steps = loss, x, fed, steps
+        self._at = 0 if x is None else x.size
+        self.has_initial_inner = True
+        self.has_rule_hyperparameters = bool(fed)
+
+    def _split_loss(self, x: Any, y: Any) -> Tensor:  # never called: inner_loss is overridden
+        raise NotImplementedError
+
+    def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        y_seen = self._y.seen_by_loss(y)
+        value = self._loss_of_user(y_seen) if self._user_x is None else self._loss_of_user(self._user_x.seen_by_loss(x[: self._at]), y_seen)
+        return value.reshape(())
+
+    def initial_inner(self, x: Tensor) -> Tensor:
+        return x[self._at : self._at + self._y.size]
+
+    def rule_hyperparameters(self, x: Tensor, t: int) -> list[tuple[str, Tensor]]:
+        found = []
+        offset = self._at + self._y.size
+        for name, size in zip(self._fed, self._x.sizes[-len(self._fed) :]):
+            value = x[offset : offset + size]
+            found.append((name, value[0] if size == 1 else value[min(t, size - 1)] if size == self._steps else value))
+            offset += size
+        return found
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, engine: Any, x: Tensor) -> Tensor:
+        ctx.engine = engine
+        ctx.save_for_backward(x)
+        result: Tensor = engine.forward(x.detach())
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, y_bar: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, ctx.engine.backward(x, y_bar.contiguous())
+
+
+def unroll(
+    rule: str,
+    loss: Callable[..., Tensor],
+    y0: Variables,
+    steps: int,
+    *,
+    x: Optional[Variables] = None,
+    memory: str = "graphs",
+    truncate: int = 0,
+    options: Optional[Mapping[str, Any]] = None,
+    **hyperparameters: Any,
+) -> Any:
+    """y after ``steps`` steps of ``rule`` on ``loss``, as a differentiable function of y0, x and the rule's hyperparameters.
+
+    The result carries a gradient to every tensor among y0, x and ``hyperparameters`` that requires one, by ordinary
+    ``.backward()``, with the engine's memory policies. It can be differentiated once.
+
+    Args:
+        rule: one of ``bilevel.rules()``, with torch.optim's meaning.
+        loss: ``loss(y)``, or ``loss(x, y)`` where x is given. What it takes from its closure is a constant: whatever a gradient is
+            wanted for belongs into x.
+        y0: where training starts: a tensor, a dictionary of tensors, or a module.
+        steps: T.
+        x: what the loss depends on besides y.
+        memory: "graphs" (fastest), "states" or "checkpoints" (∝ √T).
+        truncate: differentiate the last so many steps only; 0: all.
+        options: further keys of [hypergradient] for the unrolled estimator, such as the byte budget of checkpoints.
+        hyperparameters: of the rule: ``lr=0.1, momentum=0.9``. Tensors get a gradient: a scalar, one value for each step ([T], T ≠ dy), or
+            one for each element of y ([dy]).
+
+    Returns:
+        The structure of y0: a tensor or a dictionary of tensors.
+    """
+    ys = Structure(y0, "y0")
+    xs = None if x is None else Structure(x, "x")
+    fed = {name: value for name, value in hyperparameters.items() if isinstance(value, Tensor)}
+    pieces = {} if xs is None else {"x": xs.flat(x)}  # type: ignore[arg-type]
+    pieces["y0"] = ys.flat(y0)
+    for name, value in fed.items():
+        if value.dim() > 1 or value.numel() not in (1, steps, ys.size):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; a scalar, [{steps}] for the steps or [{ys.size}] for y would be right."
+            )
+        pieces[f"rule.{name}"] = value.reshape(-1).to(ys.dtype)
+    problem = _UnrolledProblem(loss, Structure(pieces, "x"), xs, ys, list(fed), steps)
+    fixed = {name: value for name, value in hyperparameters.items() if name not in fed}
+    tables = {
+        "inner": {"rule": rule, "steps": steps, **fixed},
+        "hypergradient": {"memory": memory, "steps": truncate, **(options or {})},
+    }
+    engine = _engine.Unroll(problem, assignments(tables))
+    reached = _Unroll.apply(engine, torch.cat(list(pieces.values())))  # type: ignore[no-untyped-call]
+    return ys.like(reached)

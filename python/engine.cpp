@@ -1,0 +1,222 @@
+// bilevel._engine: the engine as the Python package sees it, flat vectors in and out. The package gives it its shape.
+#include <pybind11/pybind11.h>
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <nlohmann/json.hpp>
+
+#include "bilevel/core/error.h"
+#include "bilevel/hypergrad/registry.h"
+#include "bilevel/inner/registry.h"
+#include "bilevel/linear/registry.h"
+#include "bilevel/run/json.h"
+#include "python/layers.h"
+#include "python/problem.h"
+#include "tasks/experiment.h"
+
+namespace py = pybind11;
+
+namespace bilevel::python {
+namespace {
+
+std::string text_of(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+/// A configuration from `key.path=value` lines.
+Config config_of(const std::vector<std::string>& assignments) {
+  Config config = Config::parse("", "the options");
+  for (const std::string& assignment : assignments) config.set(assignment);
+  return config;
+}
+
+/// An experiment on Python losses.
+///
+/// The problem takes the place of [problem] and [data]; `identity` is written into [problem], so that a resumed run can tell
+/// whether it was given the same one.
+TaskMaker maker(const py::object& spec) {
+  return [spec](const Config& config, c10::Device) {
+    const py::gil_scoped_acquire gil;
+    Section section = config.root().section("problem");
+    const auto identity = spec.attr("identity").cast<std::string>();
+    std::string task = "python", of_run = identity;
+    section.read("task", task);
+    section.read("identity", of_run);
+    section.finish();
+    require(of_run == identity,
+            fmt::format("The run was started with other shapes, dtypes or data ({}) than it is given now ({}).", of_run, identity));
+    Task made;
+    made.name = "python";
+    made.problem = std::make_unique<PythonProblem>(spec);
+    return made;
+  };
+}
+
+struct PythonExperiment {
+  PythonExperiment(const py::object& spec, const std::vector<std::string>& assignments)
+      : make(maker(spec)), experiment(config_of(assignments), make) {}
+  TaskMaker make;
+  Experiment experiment;
+};
+
+py::dict to_dict(const Record& record) {
+  py::dict d;
+  d["step"] = record.step;
+  d["outer_loss"] = record.outer_loss;
+  d["inner_loss"] = record.inner_loss;
+  d["hypergradient_norm"] = record.hypergradient_norm;
+  d["stationarity"] = record.stationarity;
+  d["status"] = std::string(to_string(record.grade));
+  d["message"] = record.message;
+  for (const auto& [name, value] : record.metrics) d[py::str(name)] = value;
+  d["seconds"] = record.cost.seconds;
+  return d;
+}
+
+py::dict to_dict(const RunResult& result) {
+  py::dict d;
+  const auto tensor = [&](const char* name) -> py::object {
+    return result.state.has(name) ? py::cast(result.state.tensor(name)) : py::none();
+  };
+  d["x"] = tensor("x");
+  d["y"] = tensor("y");
+  d["outcome"] = std::string(to_string(result.outcome));
+  d["status"] = std::string(to_string(result.worst));
+  d["message"] = result.message;
+  d["steps"] = result.steps;
+  d["rollbacks"] = result.rollbacks;
+  nlohmann::ordered_json cost = to_json(result.cost);
+  cost.update(machine_json(result.cost));
+  d["cost"] = text_of(cost);
+  return d;
+}
+
+/// `record` is called with each record and returns "continue", "stop" or "abort"; `started`, once the directory is there.
+RunFront front_of(const py::object& record, const py::object& started = py::none()) {
+  RunFront front;
+  if (!started.is_none()) {
+    front.notice = [started](const std::string&) {
+      const py::gil_scoped_acquire gil;
+      started();
+    };
+  }
+  front.record = [record](const Record& r) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    const auto answer = record(to_dict(r)).cast<std::string>();
+    return answer == "stop" ? Signal::kStop : answer == "abort" ? Signal::kAbort : Signal::kContinue;
+  };
+  return front;
+}
+
+/// `state` is that of the inner rule, [dy] for each slot; empty: fresh.
+State start_of(const DoubleLoop& algorithm, const std::vector<at::Tensor>& state, int64_t state_steps) {
+  State start = algorithm.init();
+  if (state.empty()) return start;
+  for (size_t j = 0; j < state.size(); ++j) start.set(fmt::format("inner.state.{}", j), state[j]);
+  start.set("inner.state_steps", at::full({1}, state_steps, at::kLong));
+  return start;
+}
+
+py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at::Tensor>& state, int64_t state_steps) {
+  Hypergradient h;
+  State after;
+  {
+    const py::gil_scoped_release no_gil;
+    const DoubleLoop& algorithm = experiment.experiment.algorithm();
+    h = algorithm.hypergradient(start_of(algorithm, state, state_steps), &after);
+  }
+  py::dict d;
+  nlohmann::ordered_json json = to_json(h);
+  json.erase("hypergradient");
+  d["json"] = text_of(json);
+  d["value"] = h.value;
+  d["direct"] = h.direct;
+  d["y"] = after.tensor("y");
+  d["q"] = h.q.defined() ? py::cast(h.q) : py::none();
+  return d;
+}
+
+/// In a directory the run begins with a fresh rule, as its configuration says; without one, with the state that was given.
+RunResult minimize(const PythonExperiment& experiment, const std::string& out, const RunFront& front,
+                   const std::vector<at::Tensor>& state, int64_t state_steps) {
+  if (!out.empty()) {
+    require(state.empty(), "minimize: a run in a directory begins with a fresh rule; the optimiser given has taken steps already.");
+    return run_experiment(experiment.experiment, out, front);
+  }
+  Watch watch;
+  watch.record = [&](const Record& r, const std::vector<RollBack>&) { return front.record(r); };
+  const DoubleLoop& algorithm = experiment.experiment.algorithm();
+  return Driver(algorithm, experiment.experiment.driver_options()).run(start_of(algorithm, state, state_steps), watch);
+}
+
+template <class Rows>
+std::vector<std::string> names_of(const Rows& rows) {
+  std::vector<std::string> names;
+  for (const auto& row : rows) names.push_back(row.name);
+  return names;
+}
+
+}  // namespace
+}  // namespace bilevel::python
+
+PYBIND11_MODULE(_engine, m) {
+  using namespace bilevel;
+  using namespace bilevel::python;
+  m.attr("torch_version") = BILEVEL_TORCH_VERSION;
+  m.attr("version") = BILEVEL_VERSION;
+  py::register_exception<Error>(m, "Error", PyExc_ValueError);
+
+  py::class_<PythonExperiment>(m, "Experiment")
+      .def(py::init<py::object, std::vector<std::string>>())
+      .def("hypergradient", &hypergradient)
+      .def("config", [](const PythonExperiment& e) { return e.experiment.text(); })
+      .def("minimize",
+           [](const PythonExperiment& e, const std::string& out, const py::object& record, const py::object& started,
+              const std::vector<at::Tensor>& state, int64_t state_steps) {
+             const RunFront front = front_of(record, started);
+             RunResult result;
+             {
+               const py::gil_scoped_release no_gil;
+               result = minimize(e, out, front, state, state_steps);
+             }
+             return to_dict(result);
+           });
+  m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
+    const TaskMaker make = maker(spec);
+    const RunFront front = front_of(record);
+    RunResult result;
+    {
+      const py::gil_scoped_release no_gil;
+      result = resume_experiment(directory, front, make);
+    }
+    return to_dict(result);
+  });
+  py::class_<Unroll>(m, "Unroll")
+      .def(py::init([](const py::object& spec, const std::vector<std::string>& options) {
+        return std::make_unique<Unroll>(spec, config_of(options));
+      }))
+      .def("forward", &Unroll::forward)
+      .def("backward", &Unroll::backward);
+  const auto product = [](const ImplicitDerivative::Product& p) {
+    return py::make_tuple(p.value, std::string(to_string(p.linear.status)), p.linear.message, p.linear.relative_residual);
+  };
+  py::class_<ImplicitDerivative>(m, "ImplicitDerivative")
+      .def(py::init([](const py::object& spec, const std::vector<std::string>& options, const std::string& solver) {
+        return std::make_unique<ImplicitDerivative>(spec, config_of(options), solver);
+      }))
+      .def("vjp", [product](const ImplicitDerivative& d, const at::Tensor& x, const at::Tensor& y,
+                            const at::Tensor& y_bar) { return product(d.vjp(x, y, y_bar)); })
+      .def("jvp", [product](const ImplicitDerivative& d, const at::Tensor& x, const at::Tensor& y,
+                            const at::Tensor& x_dot) { return product(d.jvp(x, y, x_dot)); });
+  m.def("rule_hyperparameters", [](const std::string& name) {
+    Config none = Config::parse("", "the options");
+    Section section = none.root();
+    return make_rule(name, section)->hyperparameters();
+  });
+  m.def("estimators", [] { return names_of(estimators()); });
+  m.def("linear_solvers", [] { return names_of(linear_solvers()); });
+  m.def("rules", [] { return names_of(rules()); });
+}

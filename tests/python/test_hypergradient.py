@@ -1,0 +1,182 @@
+"""bilevel.hypergradient: published numbers, closed forms, finite differences; what goes wrong, and how it is said."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import bilevel
+from conftest import close
+from problems import E1_EXACT, E1_REVERSE, Cleaning, Logistic, Sinusoids
+
+GD = {"rule": "sgd", "lr": 0.1, "steps": 100}
+
+
+@pytest.fixture(scope="module")
+def logistic():
+    return Logistic()
+
+
+def test_e1_reverse(logistic):
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner=GD)
+    assert h.inner_loss == pytest.approx(0.6240899339, abs=1e-10)
+    assert h.outer_loss == pytest.approx(0.5743989630, abs=1e-10)
+    assert (h.value - torch.tensor(E1_REVERSE, dtype=torch.double)).abs().max() < 1e-8
+    assert h.certificate.differentiates == "F_T"
+
+
+def test_e1_implicit_at_the_optimum(logistic):
+    inner = {"rule": "sgd", "lr": 0.5, "steps": 5000, "tolerance": 1e-12}
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, inner=inner, iterations=40, tolerance=1e-13)
+    assert h.status == "OK"
+    assert (h.value - torch.tensor(E1_EXACT, dtype=torch.double)).abs().max() < 1e-8
+    again = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, h.y, solved=True, iterations=40, tolerance=1e-13)
+    close(again.value, h.value, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps", "norm", "first"),
+    [
+        ({"rule": "sgd", "lr": 0.1}, 5, 0.003873170, [0.001253168, 0.000186383, 0.000135909]),
+        ({"rule": "sgd", "lr": 0.1, "momentum": 0.9}, 20, 0.010357555, [-0.003913561, -0.000340690, -0.000429056]),
+        ({"rule": "adam", "lr": 0.05}, 20, 0.024088390, [0.001322082, 0.000022480, 0.001541767]),
+        ({"rule": "adamw", "lr": 0.05, "weight_decay": 0.01}, 5, 0.032370994, [0.008918482, 0.003360367, 0.001950619]),
+    ],
+)
+def test_e2_rules(logistic, rule, steps, norm, first):
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner={**rule, "steps": steps})
+    assert h.norm == pytest.approx(norm, abs=1e-8)
+    assert (h.value[:3] - torch.tensor(first, dtype=torch.double)).abs().max() < 1e-8
+
+
+def test_e3_cleaning(digits):
+    p = Cleaning(*digits)
+    h = bilevel.hypergradient(p.inner, p.outer, p.x, p.y, estimator="unrolled", inner={"rule": "sgd", "lr": 0.5, "steps": 100})
+    assert h.outer_loss == pytest.approx(1.6326698867, abs=1e-9)
+    assert h.norm == pytest.approx(2.444055959e-2, abs=1e-9)
+    assert h.value[0::2].sum() == pytest.approx(0.1076732091, abs=1e-8)
+    assert h.value[1::2].sum() == pytest.approx(-0.2530364191, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps", "lr", "loss", "norm", "first"),
+    [
+        ("sgd", 1, 0.1, 1.851725765035, 4.613839751231, [-0.9105268321, -0.6316432911, -0.2418779126, 0.2028280055]),
+        ("sgd", 5, 0.05, 0.553577091482, 2.971137095976, [-0.4427849232, -0.2877076467, -0.1307855732, 0.1043180121]),
+        ("adam", 3, 0.05, 1.267118398111, 3.475295106183, [-0.9438818932, -0.2417869268, 0.1632374368]),
+    ],
+)
+def test_e4_maml(rule, steps, lr, loss, norm, first):
+    net = Sinusoids()
+    total, gradient = 0.0, None
+    for task in range(4):
+        support, query = Sinusoids.data(task)
+        h = bilevel.hypergradient(
+            lambda x, y, s=support: (y(s[0]) - s[1]).square().mean(),
+            lambda x, y, q=query: (y(q[0]) - q[1]).square().mean(),
+            dict(net.named_parameters()),
+            net,
+            estimator="unrolled",
+            initial_inner=lambda x: x,
+            inner={"rule": rule, "lr": lr, "steps": steps},
+        )
+        total += h.outer_loss / 4
+        flat = torch.cat([v.reshape(-1) for v in h.value.values()]) / 4
+        gradient = flat if gradient is None else gradient + flat
+    assert total == pytest.approx(loss, abs=1e-9)
+    assert gradient.norm().item() == pytest.approx(norm, abs=1e-8)
+    assert (gradient[: len(first)] - torch.tensor(first, dtype=torch.double)).abs().max() < 1e-8
+
+
+def test_structures(logistic):
+    """The same numbers for a tensor, a dictionary and a module."""
+    plain = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner=GD).value
+    x = {"first": logistic.x[:7].clone(), "rest": logistic.x[7:].reshape(13, 1).clone()}
+    net = nn.Linear(20, 1, bias=False).double()
+    nn.init.zeros_(net.weight)
+
+    def whole(x):
+        return torch.cat([x["first"], x["rest"].reshape(-1)])
+
+    h = bilevel.hypergradient(
+        lambda x, y: (
+            nn.functional.binary_cross_entropy_with_logits(y(logistic.X).squeeze(1), logistic.t)
+            + 0.5 * (whole(x) * y["weight"].square().squeeze(0)).sum()
+        ),
+        lambda x, y: nn.functional.binary_cross_entropy_with_logits(y(logistic.Xv).squeeze(1), logistic.tv),
+        x,
+        net,
+        estimator="unrolled",
+        inner=GD,
+    )
+    assert h.value["rest"].shape == (13, 1)
+    close(whole(h.value), plain, 1e-12)
+    assert h.y["weight"].shape == (1, 20)
+    assert not net.weight.any()  # what was given is left as it was
+
+
+def test_minibatches_follow_the_data(logistic):
+    def loss(x, y, batch):
+        X, t = batch
+        return nn.functional.binary_cross_entropy_with_logits(X @ y, t) + 0.5 * (x * y * y).sum()
+
+    inner = {"rule": "sgd", "lr": 0.1, "steps": 20, "batch": 50}
+    given = {"inner_data": (logistic.X, logistic.t), "estimator": "unrolled", "inner": inner}
+    a = bilevel.hypergradient(loss, logistic.outer, logistic.x, logistic.y, **given, seed=1)
+    b = bilevel.hypergradient(loss, logistic.outer, logistic.x, logistic.y, **given, seed=1)
+    c = bilevel.hypergradient(loss, logistic.outer, logistic.x, logistic.y, **given, seed=2)
+    assert torch.equal(a.value, b.value)
+    assert not torch.equal(a.value, c.value)
+
+
+def test_a_loss_raises_its_own_exception(logistic):
+    class Mine(RuntimeError):
+        pass
+
+    calls = []
+
+    def bad(x, y):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Mine("in the loss")
+        return logistic.inner(x, y)
+
+    with pytest.raises(Mine, match="in the loss"):
+        bilevel.hypergradient(bad, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner=GD)
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner=GD)
+    assert h.status == "OK"  # nothing is left of the failure
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimator": "unroled"}, "unrolled"),
+        ({"iteratons": 3}, "iterations"),
+        ({"inner": {"rule": "sgdd"}}, "sgd"),
+        ({"inner": {"lr": -1.0}}, "lr"),
+        ({"x": torch.ones(3, dtype=torch.int64)}, "int64"),
+        ({"x": torch.ones(20)}, "float32"),
+        ({"y": {}}, "empty"),
+        ({"inner_loss": lambda x, y: y}, "scalar"),
+        ({"iterations": {}}, "dict"),
+    ],
+)
+def test_misuse_says_what_would_be_right(logistic, change, message):
+    given = {"inner_loss": logistic.inner, "outer_loss": logistic.outer, "x": logistic.x, "y": logistic.y, **change}
+    with pytest.raises((bilevel.Error, TypeError, ValueError), match=message):
+        bilevel.hypergradient(**given)
+
+
+def test_nothing_is_kept(logistic):
+    class Holder:
+        def __call__(self, x, y):
+            return logistic.inner(x, y)
+
+    holder = Holder()
+    gone = weakref.ref(holder)
+    bilevel.hypergradient(holder, logistic.outer, logistic.x, logistic.y, inner={"steps": 3})
+    del holder
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,114 @@
+"""bilevel.minimize, resume and load_run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import bilevel
+from conftest import close
+from problems import Logistic
+
+INNER = {"rule": "sgd", "lr": 0.1, "steps": 100, "start": "cold"}
+
+
+def options(**more):
+    return {
+        "estimator": "unrolled",
+        "hypergradient": {"steps": 10},
+        "inner": INNER,
+        "outer": {"rule": "sgd", "lr": 1.0, "momentum": 0.9},
+        "constraints": {"x": (1e-8, None)},
+        "progress": False,
+        **more,
+    }
+
+
+def test_e1_outer_loop():
+    p = Logistic()
+    run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=50, **options())
+    losses = [r["outer_loss"] for r in run.records]
+    for step, expected in [(0, 0.5743989630), (10, 0.5337679255), (20, 0.3615219078), (30, 0.3225042933), (50, 0.2944669355)]:
+        assert losses[step] == pytest.approx(expected, abs=2e-6)
+    assert run.outcome == "done" and run.x.shape == (20,) and run.x.min() >= 1e-8
+
+
+def test_resume_ends_at_the_same_bits(tmp_path):
+    p = Logistic()
+    whole = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=20, out=tmp_path / "whole", **options())
+
+    def interrupt(record):
+        if record["step"] == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=20, out=tmp_path / "cut", **options(callback=interrupt, checkpoint_every=5))
+    run = bilevel.resume(tmp_path / "cut", p.inner, p.outer, constraints={"x": (1e-8, None)}, progress=False)
+    assert torch.equal(run.x, whole.x) and torch.equal(run.y, whole.y)
+    saved = bilevel.load_run(tmp_path / "cut")
+    assert len(saved.records) == 21 and saved.summary["status"] == "OK"
+    close(saved.x["x"], whole.x, 1e-15)
+
+
+def test_resume_compares_the_data(tmp_path):
+    p = Logistic()
+
+    def loss(x, y, batch):
+        return torch.nn.functional.binary_cross_entropy_with_logits(batch[0] @ y, batch[1]) + 0.5 * (x * y * y).sum()
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bilevel.minimize(loss, p.outer, p.x, p.y, steps=3, out=tmp_path / "run", inner_data=(p.X, p.t), **options(callback=stop))
+    with pytest.raises(bilevel.Error, match="other shapes, dtypes or data"):
+        bilevel.resume(tmp_path / "run", loss, p.outer, inner_data=(p.X + 1, p.t), constraints={"x": (1e-8, None)}, progress=False)
+
+
+def test_a_callback_stops_the_run():
+    p = Logistic()
+    run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=50, **options(callback=lambda r: "stop" if r["step"] == 3 else None))
+    assert run.outcome == "stopped" and run.steps < 50
+
+
+def test_history_and_plot():
+    p = Logistic()
+    run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=2, metrics=lambda x, y: {"norm": y.norm()}, **options())
+    history = run.history
+    assert all(norm > 0 for norm in (history["norm"] if hasattr(history, "columns") else [r["norm"] for r in history]))
+    pytest.importorskip("matplotlib").use("Agg")
+    assert len(run.plot().axes) == 2
+
+
+def test_control_c_ends_it_within_a_second(tmp_path):
+    script = tmp_path / "long.py"
+    script.write_text(
+        "import sys, torch, bilevel\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from problems import Logistic\n"
+        "p = Logistic()\n"
+        "print('started', flush=True)\n"
+        "bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=10**6, estimator='unrolled', inner={'lr': 0.1, 'steps': 1000})\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "started"
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+
+
+def test_load_run_refuses_what_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        bilevel.load_run(tmp_path)
+
+
+def test_the_log_is_json(tmp_path):
+    p = Logistic()
+    bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=1, out=tmp_path / "r", **options())
+    assert all(json.loads(line)["status"] == "OK" for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines())

@@ -142,7 +142,8 @@ std::vector<std::string> Unrolled::objections(const Problem& problem, const Inne
         solver.name())};
   }
   if (problem.has_inner_constraints()) return object_to_constraints(problem, name());
-  if (options_.budget == 0) return {};
+  std::vector<std::string> objections = object_to_constraints(problem, name());
+  if (options_.budget == 0 || !objections.empty()) return objections;
   try {  // whether the budget will do is metered on one step
     const AutodiffOracle oracle(problem);
     const at::Tensor x = problem.initial_outer(), y = problem.initial_inner(x, 0).detach();

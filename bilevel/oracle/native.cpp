@@ -119,13 +119,15 @@ class NativeOracle::Model {
   const LinearForm& form() const { return form_; }
 
   void check(const at::Tensor& samples) const {
-    require(samples.dim() == 1 && samples.scalar_type() == at::kLong && samples.size(0) > 0,
-            "NativeOracle: a batch should hold the indices of its samples, int64 [B].");
+    if (samples.dim() != 1 || samples.scalar_type() != at::kLong || samples.size(0) == 0) {
+      throw Error("NativeOracle: a batch should hold the indices of its samples, int64 [B].");
+    }
     const at::Tensor flat = samples.contiguous();
     const int64_t* const index = flat.const_data_ptr<int64_t>();
     const auto [low, high] = std::minmax_element(index, index + flat.numel());
-    require(*low >= 0 && *high < samples_,
-            fmt::format("NativeOracle: a batch names the samples {} to {}, and there are 0 to {}.", *low, *high, samples_ - 1));
+    if (*low >= 0 && *high < samples_) return;  // no message is written where none is needed: a small product takes 2 µs
+    throw Error(
+        fmt::format("NativeOracle: a batch names the samples {} to {}, and there are 0 to {}.", *low, *high, samples_ - 1));
   }
 
   template <class T>
@@ -155,11 +157,9 @@ class NativeOracle::Model {
 
   // Rows of y, or of a block of directions, as the passes take them: [k C, pitch].
   template <class T>
-  at::Tensor packed(const at::Tensor& directions) const {
-    const at::Tensor rows = directions.contiguous();
-    const int64_t k = rows.dim() == 1 ? 1 : rows.size(0), C = form_.outputs;
+  at::Tensor packed(const T* from, int64_t k) const {
+    const int64_t C = form_.outputs;
     at::Tensor out = at::empty({k * C, pitch()}, options());
-    const T* from = rows.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
     for (int64_t i = 0; i < k; ++i, from += weights()) {
       for (int64_t c = 0; c < C; ++c, to += pitch()) {
@@ -205,11 +205,13 @@ class NativeOracle::AtPoint final : public Linearization {
       : model_(model), batch_(batch), x_(x.detach()), y_(y.detach().contiguous()) {
     const at::NoGradGuard no_grad;
     for (const auto& [t, name] : {std::pair(&x_, "x"), std::pair(&y_, "y")}) {
-      require(t->scalar_type() == model.dtype(), fmt::format("{}: {} is {}, and the problem's features are {}.", caller, name,
-                                                             c10::toString(t->scalar_type()), c10::toString(model.dtype())));
+      if (t->scalar_type() == model.dtype()) continue;
+      throw Error(fmt::format("{}: {} is {}, and the problem's features are {}.", caller, name, c10::toString(t->scalar_type()),
+                              c10::toString(model.dtype())));
     }
-    require(y_.dim() == 1 && y_.size(0) == model.weights(),
-            fmt::format("{}: y should have shape [{}], got [{}].", caller, model.weights(), fmt::join(y_.sizes(), ", ")));
+    if (y_.dim() != 1 || y_.size(0) != model.weights()) {
+      throw Error(fmt::format("{}: y should have shape [{}], got [{}].", caller, model.weights(), fmt::join(y_.sizes(), ", ")));
+    }
     if (!batch_.full()) {
       batch_.samples = batch_.samples.contiguous();
       model.check(batch_.samples);
@@ -217,7 +219,7 @@ class NativeOracle::AtPoint final : public Linearization {
     n_ = batch_.full() ? model.form().features.size(0) : batch_.samples.size(0);
     if (model.form().sample_weights) weights_ = checked_weights(model.form().sample_weights(x_, batch_)).detach().contiguous();
     if (model.form().ridge) ridge_ = checked_ridge(model.form().ridge(x_)).detach().contiguous();
-    packed_ = with_type(model_.dtype(), [&](auto t) { return model_.packed<decltype(t)>(y_); });
+    packed_ = with_type(model_.dtype(), [&](auto t) { return model_.packed<decltype(t)>(y_.const_data_ptr<decltype(t)>(), 1); });
   }
 
   at::Tensor value() override {
@@ -233,12 +235,13 @@ class NativeOracle::AtPoint final : public Linearization {
       using T = decltype(t);
       if (value_) {  // the forward pass was made: its state is enough
         const at::Tensor w = weights_.defined() ? weights_ : at::ones({n_}, model_.options());
-        sums<T>(1, y_.const_data_ptr<T>(), ridge_, residual_, [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-          passes<T>().weighted(s, w.const_data_ptr<T>(), 1, a, b, state_.const_data_ptr<T>(), G, work);
-          return 0.0;
-        });
+        sums<T>(1, y_.const_data_ptr<T>(), ridge_, residual_.mutable_data_ptr<T>(),
+                [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
+                  passes<T>().weighted(s, w.const_data_ptr<T>(), 1, a, b, state_.const_data_ptr<T>(), G, work);
+                  return 0.0;
+                });
       } else {
-        first_pass<T>(residual_);
+        first_pass<T>(residual_.mutable_data_ptr<T>());
       }
     });
     return residual_;
@@ -284,11 +287,11 @@ class NativeOracle::AtPoint final : public Linearization {
         const int64_t step = directions_at_once();
         for (int64_t i = 0; i < rows.size(0); i += step) {
           const int64_t k = std::min(step, rows.size(0) - i);
-          at::Tensor part = out.narrow(0, i, k);
-          sums<T>(k, nullptr, {}, part, [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-            passes<T>().weighted(s, s_dot.const_data_ptr<T>() + i * n_, k, a, b, state_.const_data_ptr<T>(), G, work);
-            return 0.0;
-          });
+          sums<T>(k, nullptr, {}, out.mutable_data_ptr<T>() + i * y_.size(0),
+                  [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
+                    passes<T>().weighted(s, s_dot.const_data_ptr<T>() + i * n_, k, a, b, state_.const_data_ptr<T>(), G, work);
+                    return 0.0;
+                  });
         }
       });
     }
@@ -299,42 +302,37 @@ class NativeOracle::AtPoint final : public Linearization {
   // ℓ is convex in z, and z linear in y: the Gauss–Newton matrix is the Hessian.
   at::Tensor gauss_newton(const at::Tensor& v) override { return jvp_y(v); }
 
-  double value_only() {
-    if (!value_) forward();
-    return *value_;
-  }
-
  private:
   const at::Tensor& checked_weights(const at::Tensor& s) const {
-    require(s.dim() == 1 && s.size(0) == n_ && s.scalar_type() == model_.dtype(),
-            fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(model_.dtype()), n_,
-                        c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
-    return s;
+    if (s.dim() == 1 && s.size(0) == n_ && s.scalar_type() == model_.dtype()) return s;
+    throw Error(fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(model_.dtype()), n_,
+                            c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
   }
   const at::Tensor& checked_ridge(const at::Tensor& lambda) const {
-    require((lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == y_.size(0))) && lambda.scalar_type() == model_.dtype(),
-            fmt::format("LinearForm::ridge: expected {}, a scalar or [{}], got {} [{}].", c10::toString(model_.dtype()),
-                        y_.size(0), c10::toString(lambda.scalar_type()), fmt::join(lambda.sizes(), ", ")));
-    return lambda;
+    const bool fits = lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == y_.size(0));
+    if (fits && lambda.scalar_type() == model_.dtype()) return lambda;
+    throw Error(fmt::format("LinearForm::ridge: expected {}, a scalar or [{}], got {} [{}].", c10::toString(model_.dtype()),
+                            y_.size(0), c10::toString(lambda.scalar_type()), fmt::join(lambda.sizes(), ", ")));
   }
 
   int64_t directions_at_once() const { return std::max<int64_t>(1, kRowsOfWeights / model_.outputs()); }
 
-  // Σ of `pass` over all blocks, plus ridge · v, into `out` ([k, dy], or undefined where only what `pass` returns is wanted).
+  // Σ of `pass` over all blocks, plus ridge · v, into `out` ([k, dy], or null where only what `pass` returns is wanted).
   // Each thread sums up a piece of its samples after the other, and the threads' sums are added in their order.
   template <class T, class F>
-  double sums(int64_t k, const T* v, const at::Tensor& ridge, const at::Tensor& out, F pass) const {
+  double sums(int64_t k, const T* v, const at::Tensor& ridge, T* out, F pass) const {
     const native::Samples<T> s = model_.samples<T>(batch_.samples, weights_);
     const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
     const int64_t pieces = (blocks + per_piece - 1) / per_piece;
     const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
-    const int64_t m = k * model_.outputs(), size = out.defined() ? m * s.pitch : 0;
+    const int64_t m = k * model_.outputs(), size = out ? m * s.pitch : 0;
     const bool twice = std::is_same_v<T, float> && pieces > threads;  // float first, then double
-    const at::Tensor fine = at::zeros({threads, size}, model_.options());
+    const at::Tensor fine = at::empty({threads, size}, model_.options());
+    std::fill_n(fine.mutable_data_ptr<T>(), fine.numel(), T(0));
     const at::Tensor coarse = twice ? at::zeros({threads, size}, at::kDouble) : at::Tensor();
     std::vector<double> values(static_cast<size_t>(threads), 0.0);
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-      const at::Tensor work = at::zeros({native::work_size(m, model_.outputs())}, model_.options());
+      const at::Tensor work = at::empty({native::work_size(m, model_.outputs())}, model_.options());
       for (int64_t i = begin; i < end; ++i) {
         T* const G = size > 0 ? fine.mutable_data_ptr<T>() + i * size : nullptr;
         double* const total = twice ? coarse.mutable_data_ptr<double>() + i * size : nullptr;
@@ -356,7 +354,7 @@ class NativeOracle::AtPoint final : public Linearization {
       for (int64_t i = 1; i < threads; ++i) {
         for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
       }
-      model_.unpack<T>(all, k, ridge, v, out.mutable_data_ptr<T>());
+      model_.unpack<T>(all, k, ridge, v, out);
     };
     if (twice) {
       finish(coarse.mutable_data_ptr<double>());
@@ -366,9 +364,9 @@ class NativeOracle::AtPoint final : public Linearization {
     return value;
   }
 
-  // The value, the losses and the state; with `out` defined the residual as well.
+  // The value, the losses and the state; with `out` the residual as well.
   template <class T>
-  void first_pass(const at::Tensor& out) {
+  void first_pass(T* out) {
     const native::Samples<T> s = model_.samples<T>(batch_.samples, weights_);
     state_ = at::empty({s.blocks(), model_.outputs(), native::kBlock}, model_.options());
     losses_ = at::empty({n_}, model_.options());
@@ -385,35 +383,36 @@ class NativeOracle::AtPoint final : public Linearization {
 
   void forward() {
     const at::NoGradGuard no_grad;
-    with_type(model_.dtype(), [&](auto t) { first_pass<decltype(t)>({}); });
+    with_type(model_.dtype(), [&](auto t) { first_pass<decltype(t)>(nullptr); });
   }
 
   // H v, and the cotangents [k, n] of the weights along with it.
   at::Tensor products(const at::Tensor& v, at::Tensor* cross) {
     if (!value_) forward();
     const at::NoGradGuard no_grad;
-    const at::Tensor rows = (v.dim() == 1 ? v.unsqueeze(0) : v).contiguous();
-    require(rows.dim() == 2 && rows.size(1) == y_.size(0) && rows.scalar_type() == model_.dtype(),
-            fmt::format("NativeOracle: a direction should be {} [{}] or a block of such, got {} [{}].",
-                        c10::toString(model_.dtype()), y_.size(0), c10::toString(v.scalar_type()), fmt::join(v.sizes(), ", ")));
+    const at::Tensor rows = v.contiguous();
+    const int64_t dy = y_.size(0), count = rows.dim() == 1 ? 1 : rows.size(0);
+    if (rows.dim() < 1 || rows.dim() > 2 || rows.size(-1) != dy || rows.scalar_type() != model_.dtype()) {
+      throw Error(fmt::format("NativeOracle: a direction should be {} [{}] or a block of such, got {} [{}].",
+                              c10::toString(model_.dtype()), dy, c10::toString(v.scalar_type()), fmt::join(v.sizes(), ", ")));
+    }
     const at::Tensor out = at::empty_like(rows);
-    if (cross) *cross = at::empty({rows.size(0), n_}, model_.options());
+    if (cross) *cross = at::empty({count, n_}, model_.options());
     with_type(model_.dtype(), [&](auto t) {
       using T = decltype(t);
       const int64_t step = directions_at_once();
-      for (int64_t i = 0; i < rows.size(0); i += step) {
-        const at::Tensor some = rows.narrow(0, i, std::min(step, rows.size(0) - i));
-        const int64_t k = some.size(0);
-        const at::Tensor V = model_.packed<T>(some);
-        sums<T>(k, some.const_data_ptr<T>(), ridge_, out.narrow(0, i, k),
-                [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-                  passes<T>().curvature(s, V.const_data_ptr<T>(), k, a, b, state_.const_data_ptr<T>(), G,
-                                        cross ? cross->mutable_data_ptr<T>() + i * n_ : nullptr, work);
-                  return 0.0;
-                });
+      for (int64_t i = 0; i < count; i += step) {
+        const int64_t k = std::min(step, count - i);
+        const T* const some = rows.const_data_ptr<T>() + i * dy;
+        const at::Tensor V = model_.packed<T>(some, k);
+        sums<T>(k, some, ridge_, out.mutable_data_ptr<T>() + i * dy, [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
+          passes<T>().curvature(s, V.const_data_ptr<T>(), k, a, b, state_.const_data_ptr<T>(), G,
+                                cross ? cross->mutable_data_ptr<T>() + i * n_ : nullptr, work);
+          return 0.0;
+        });
       }
     });
-    return v.dim() == 1 ? out[0] : out;
+    return out;
   }
 
   at::Tensor cross_product(const at::Tensor& of_weights, const at::Tensor& w) {

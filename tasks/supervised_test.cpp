@@ -17,7 +17,13 @@
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
+#include "bilevel/hypergrad/registry.h"
+#include "bilevel/hypergrad/unrolled.h"
+#include "bilevel/inner/proximal_gradient.h"
+#include "bilevel/inner/registry.h"
+#include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/digits.h"
+#include "bilevel/problem/inner_constraints.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/registry.h"
 
@@ -293,6 +299,162 @@ TEST(Supervised, GivesTheStepSizeToTheRule) {
   EXPECT_FALSE(SupervisedProblem(options_with({{.kind = Kind::kSourceWeight}}), random_data()).has_rule_hyperparameters());
 }
 
+TEST(Supervised, GivesHyperparametersPerLayerAndPerStepToTheRule) {
+  SupervisedOptions options = options_with({{.kind = Kind::kStepSize, .map = Map::kExp, .per = Per::kLayer},
+                                            {.kind = Kind::kMomentum, .map = Map::kSigmoid, .per = Per::kStep},
+                                            {.kind = Kind::kWeightDecay, .map = Map::kIdentity}});
+  options.model.kind = "mlp";
+  options.model.hidden = {5};
+  options.steps = 4;
+  const SupervisedProblem problem(options, random_data());
+  ASSERT_EQ(problem.outer_layout().size(), 2 + 4 + 1);
+  const at::Tensor x = draw(1).normal({7});
+  for (const int64_t t : {0, 3, 4}) {  // a look at the end asks for the step after the last
+    const auto h = problem.rule_hyperparameters(x, t);
+    ASSERT_EQ(h.size(), 3u);
+    EXPECT_EQ(h[0].first, "lr");
+    const int64_t first = 5 * kD + 5, all = problem.inner_layout().size();
+    ASSERT_EQ(h[0].second.size(0), all);
+    EXPECT_TRUE(at::equal(h[0].second.narrow(0, 0, first), x[0].exp().expand({first})));
+    EXPECT_TRUE(at::equal(h[0].second.narrow(0, first, all - first), x[1].exp().expand({all - first})));
+    EXPECT_EQ(h[1].first, "momentum");
+    EXPECT_EQ(number(h[1].second), number(x[2 + std::min<int64_t>(t, 3)].sigmoid()));
+    EXPECT_EQ(h[2].first, "weight_decay");
+    EXPECT_EQ(number(h[2].second), number(x[6]));
+  }
+}
+
+// dF_T/dx of every hyperparameter of a rule, of the ridge beside them, against central differences of F_T.
+TEST(Supervised, DerivativesByHyperparametersOfTheRuleAreThoseOfDifferences) {
+  const Hyperparameter ridge{.kind = Kind::kL2, .map = Map::kExp, .init = at::scalar_tensor(-3.0, at::kDouble)};
+  const auto one = [](Kind kind, Per per, Map map, double init) {
+    return Hyperparameter{.kind = kind, .map = map, .init = at::scalar_tensor(init, at::kDouble), .per = per};
+  };
+  const auto lr = [&](Per per, double value) { return one(Kind::kStepSize, per, Map::kExp, std::log(value)); };
+  const auto mu = [&](Per per) { return one(Kind::kMomentum, per, Map::kSigmoid, 0.5); };
+  const auto w = [&](Per per) { return one(Kind::kWeightDecay, per, Map::kIdentity, 0.1); };
+  struct Row {
+    std::string keys;
+    std::vector<Hyperparameter> hyperparameters;
+  };
+  const std::vector<Row> rows = {
+      {"rule = 'sgd'", {ridge, lr(Per::kLayer, 0.3), mu(Per::kStep), w(Per::kOne)}},
+      {"rule = 'sgd'\nnesterov = true\nclip_norm = 0.3", {lr(Per::kStep, 0.3), mu(Per::kLayer), w(Per::kLayer), ridge}},
+      {"rule = 'sgd'\nschedule = 'cosine'\neta_min = 0.05\nclip_norm = 0.5", {lr(Per::kOne, 0.4), w(Per::kStep)}},
+      // An ε of this size: differences across a gradient that is near 0 would be poor with the default.
+      {"rule = 'adam'\neps = 1e-2", {lr(Per::kStep, 0.05), w(Per::kLayer), ridge}},
+      {"rule = 'adam'\neps = 1e-2\namsgrad = true\nschedule = 'step'\nstep_size = 3", {ridge, lr(Per::kLayer, 0.05), w(Per::kStep)}},
+      {"rule = 'adamw'\nschedule = 'warmup-cosine'\ntotal_iters = 3", {ridge, lr(Per::kLayer, 0.05), w(Per::kStep)}},
+      {"rule = 'rmsprop'\nalpha = 0.9", {lr(Per::kLayer, 0.03), mu(Per::kStep), w(Per::kOne), ridge}},
+      {"rule = 'rmsprop'\ncentered = true\nalpha = 0.8", {lr(Per::kStep, 0.03), w(Per::kLayer)}},
+      {"rule = 'adagrad'\nlr_decay = 0.1\nclip_norm = 0.3", {lr(Per::kStep, 0.1), w(Per::kLayer), ridge}},
+      {"rule = 'adagrad'\ninitial_accumulator_value = 0.1\nschedule = 'linear'", {lr(Per::kLayer, 0.3), w(Per::kStep), ridge}},
+      {"rule = 'adadelta'\neps = 1e-2", {lr(Per::kStep, 2.0), w(Per::kLayer), ridge}},
+      {"rule = 'adamax'", {lr(Per::kLayer, 0.05), w(Per::kStep), ridge}},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.keys);
+    SupervisedOptions options = options_with(row.hyperparameters);
+    options.model.kind = "mlp";
+    options.model.hidden = {4};
+    options.steps = 6;
+    const SupervisedProblem problem(options, random_data());
+    const AutodiffOracle oracle(problem);
+    Config config = Config::parse(row.keys + "\nsteps = 6", "row.toml");
+    Section section = config.root();
+    const at::Tensor x = problem.initial_outer();
+    const auto solver = make_inner_solver(section, problem, x, 0, {});
+    section.finish();
+    const at::Tensor y0 = problem.initial_inner(x, 0);
+    const auto F_T = [&](const at::Tensor& at) {
+      return number(problem.outer_loss(at, solver->solve(oracle, at, 0, {y0}, {}).y, {}));
+    };
+    at::Tensor expected = at::zeros_like(x);
+    for (int64_t i = 0; i < x.size(0); ++i) {
+      at::Tensor step = at::zeros_like(x);
+      step[i] = 1e-5;
+      expected[i] = (F_T(x + step) - F_T(x - step)) / 2e-5;
+    }
+    for (const Memory memory : {Memory::kGraphs, Memory::kCheckpoints}) {
+      const Unrolled unrolled(UnrolledOptions{.memory = memory});
+      InnerSolution solution = solver->solve(oracle, x, 0, {y0}, unrolled.trajectory());
+      const at::Tensor value = unrolled.estimate({oracle, *solver, x, solution, Batch{}, Batch{}, {}}).value;
+      for (const Part& part : problem.outer_layout().parts()) {
+        const at::Tensor e = expected.narrow(0, part.offset, part.size), v = value.narrow(0, part.offset, part.size);
+        EXPECT_GT(number(e.norm()), 1e-5) << part.name;
+        EXPECT_LT(number((e - v).norm()), 1e-6 * number(e.norm()) + 1e-9) << part.name;
+      }
+    }
+  }
+}
+
+// A weight decay of the rule moves the optimum as a ridge on weights and biases does.
+TEST(Supervised, AnImplicitDerivativeByTheWeightDecayIsThatByARidge) {
+  const at::Tensor init = at::scalar_tensor(-2.0, at::kDouble);
+  at::Tensor values[2];
+  for (const bool decay : {true, false}) {
+    Hyperparameter one{.kind = decay ? Kind::kWeightDecay : Kind::kL2, .map = Map::kExp, .init = init};
+    one.bias = !decay;
+    const SupervisedProblem problem(options_with({one}), random_data());
+    const AutodiffOracle oracle(problem);
+    const at::Tensor x = problem.initial_outer();
+    Section inner = Config::parse("steps = 20000\ntolerance = 1e-11\nclip_norm = 5.0", "inner.toml").root();
+    const auto solver = make_inner_solver(inner, problem, x, 0, {});
+    Section section = Config::parse("solver = 'dense'", "estimator.toml").root();
+    const auto estimator = make_estimator("implicit", section);
+    EXPECT_TRUE(estimator->objections(problem, *solver).empty());
+    InnerSolution solution = solver->solve(oracle, x, 0, {problem.initial_inner(x, 0)}, {});
+    ASSERT_EQ(solution.status, Status::kConverged) << solution.message;
+    values[decay] = estimator->estimate({oracle, *solver, x, solution, Batch{}, Batch{}, {}}).value;
+  }
+  EXPECT_GT(number(values[0].abs()), 1e-3);
+  EXPECT_NEAR(number(values[1]), number(values[0]), 1e-8 * number(values[0].abs()));
+}
+
+TEST(Supervised, TellsTheL1PenaltyOfEachWeight) {
+  const SupervisedData data = random_data();
+  const auto penalty = [&](const Hyperparameter& l1, const at::Tensor& x) {
+    const SupervisedProblem problem(options_with({l1}), data);
+    EXPECT_TRUE(problem.has_inner_constraints());
+    return problem.inner_constraints(x).l1;
+  };
+  const at::Tensor y = draw(3).normal({kC * kD + kC});
+  const at::Tensor one = draw(4).normal({}), features = draw(5).normal({kD}), classes = draw(6).normal({kC});
+  const auto sum = [&](const at::Tensor& l1) { return number((l1 * y.abs()).sum()); };
+  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp}, one.reshape({1}))), number(one.exp() * W_of(y).abs().sum()), 1e-13);
+  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp, .per = Per::kFeature}, features)),
+              number((features.exp() * W_of(y).abs().sum(0)).sum()), 1e-13);
+  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp, .per = Per::kClass, .bias = true}, classes)),
+              number((classes.exp() * (W_of(y).abs().sum(1) + b_of(y).abs())).sum()), 1e-13);
+  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kIdentity, .per = Per::kLayer}, one.reshape({1}).abs())),
+              number(one.abs() * W_of(y).abs().sum()), 1e-13);
+  const at::Tensor x = features.clone().requires_grad_();
+  const at::Tensor l1 = penalty({.kind = Kind::kL1, .map = Map::kExp, .per = Per::kFeature}, x);
+  EXPECT_TRUE(at::allclose(grad({l1.sum()}, {x})[0], kC * features.exp()));
+  SupervisedOptions fixed = options_with({{.kind = Kind::kSourceWeight}});
+  fixed.l1 = 0.2;
+  const SupervisedProblem problem(fixed, data);
+  EXPECT_NEAR(sum(problem.inner_constraints(problem.initial_outer()).l1), 0.2 * number(W_of(y).abs().sum()), 1e-13);
+  EXPECT_FALSE(SupervisedProblem(options_with({{.kind = Kind::kSourceWeight}}), data).has_inner_constraints());
+}
+
+// The path of the lasso: at the penalty max_j |∂g_j(0)| all weights are zero, a little below it one is not.
+TEST(Supervised, TheLassoBeginsWhereItShould) {
+  SupervisedOptions options = options_with({{.kind = Kind::kL1, .map = Map::kExp}}, "squared");
+  options.model.bias = false;
+  const SupervisedProblem problem(options, random_data("squared"));
+  const AutodiffOracle oracle(problem);
+  const at::Tensor y0 = problem.initial_inner(problem.initial_outer(), 0);
+  const double most = number(oracle.inner(problem.initial_outer(), at::zeros_like(y0), {}).y.abs().max());
+  const ProximalGradient solver({.tolerance = 1e-10});
+  for (const double factor : {1.001, 0.95}) {
+    const at::Tensor x = at::scalar_tensor(std::log(factor * most), at::kDouble).reshape({1});
+    const InnerSolution s = solver.solve(oracle, x, 0, {y0}, {});
+    EXPECT_EQ(s.status, Status::kConverged);
+    EXPECT_EQ(s.y.ne(0).sum().item<int64_t>(), factor > 1 ? 0 : 1);
+  }
+}
+
 TEST(Supervised, ReportsAccuracyAndTestLoss) {
   const SupervisedData data = random_data();
   const SupervisedProblem problem(options_with({{.kind = Kind::kSourceWeight}}), data);
@@ -462,7 +624,10 @@ TEST_F(SupervisedConfig, RefusesTheSameThingFixedAndLearned) {
   EXPECT_THAT(message(with("l2 = {}", "[problem.fixed]\nl2_bias = true")), HasSubstr("bias = true"));
   EXPECT_THAT(message(with("sample_weight = {}", "[problem.fixed]\nsample_weight = 'w.npy'")), HasSubstr("cannot be fixed too"));
   EXPECT_THAT(message(with("step_size = {}", "[inner]\nlr = 0.1")), HasSubstr("cannot be fixed too"));
-  EXPECT_THAT(message(with("l1 = { init = -2.0 }")), HasSubstr("comes later"));
+  EXPECT_THAT(message(with("l1 = {}", "[problem.fixed]\nl1 = 0.1")), HasSubstr("cannot be fixed too"));
+  EXPECT_THAT(message(with("l1 = { per = 'step' }")), HasSubstr("not known"));
+  EXPECT_THAT(message(with("momentum = { per = 'feature' }")), HasSubstr("not known"));
+  EXPECT_THAT(message(with("weight_decay = {}", "[problem.fixed]\nweight_decay = 0.1")), HasSubstr("cannot be fixed too"));
   EXPECT_THAT(message(with("l2_strength = {}")), HasSubstr("not known"));
   EXPECT_THAT(message(with("sample_weigth = {}")), HasSubstr("Did you mean \"sample_weight\""));
   EXPECT_THAT(message(with("l2 = 0.1")), HasSubstr("expected a table"));

@@ -1,0 +1,195 @@
+#include "bilevel/inner/proximal_gradient.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/inner/closed_form.h"
+#include "bilevel/inner/constraints.h"
+#include "bilevel/inner/lbfgs.h"
+#include "bilevel/inner/registry.h"
+#include "bilevel/inner/rule_solver.h"
+#include "bilevel/inner/sgd.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
+#include "bilevel/problem/test_problems.h"
+
+namespace bilevel {
+namespace {
+
+using testing::HasSubstr;
+
+// A problem with constraints on y that do not depend on x.
+class Constrained final : public TestProblem {
+ public:
+  Constrained(const Problem& base, InnerConstraints constraints) : base_(base), constraints_(std::move(constraints)) {
+    outer_layout_ = base.outer_layout();
+    inner_layout_ = base.inner_layout();
+    x0_ = base.initial_outer();
+    y0_ = base.initial_inner(x0_, 0);
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return base_.inner_loss(x, y, batch);
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return base_.outer_loss(x, y, batch);
+  }
+  bool has_inner_constraints() const override { return true; }
+  InnerConstraints inner_constraints(const at::Tensor&) const override { return constraints_; }
+
+ private:
+  const Problem& base_;
+  InnerConstraints constraints_;
+};
+
+InnerSolution solve(const Problem& problem, ProximalGradientOptions options = {}) {
+  const at::Tensor x = problem.initial_outer();
+  return ProximalGradient(options).solve(AutodiffOracle(problem), x, 0, {problem.initial_inner(x, 0)}, {});
+}
+
+double gap(const at::Tensor& a, const at::Tensor& b) { return (a - b).norm().item<double>() / (1e-300 + b.norm().item<double>()); }
+at::Tensor number(double value) { return at::scalar_tensor(value, at::kDouble); }
+
+TEST(ProximalGradient, SatisfiesTheConditionsOfTheLassoWithZerosThatAreZeros) {
+  // |∂g_j| ≤ λ where y_j = 0, and ∂g_j = −λ sign(y_j) elsewhere.
+  const RidgeProblem base({.features = 12});
+  const at::Tensor x = base.initial_outer();
+  const AutodiffOracle oracle(base);
+  const double lambda = 0.5 * oracle.inner(x, at::zeros({12}, at::kDouble), {}).y.abs().max().item<double>();
+  for (const bool accelerated : {true, false}) {
+    const Constrained problem(base, {.l1 = number(lambda)});
+    const InnerSolution s = solve(problem, {.max_iterations = 5000, .tolerance = 1e-11, .accelerated = accelerated});
+    EXPECT_EQ(s.status, Status::kConverged) << s.message;
+    const at::Tensor g = oracle.inner(x, s.y, {}).y, zero = s.y.eq(0);
+    const auto zeros = zero.sum().item<int64_t>();
+    EXPECT_GT(zeros, 2);
+    EXPECT_LT(zeros, 12);
+    EXPECT_LE(g.masked_select(zero).abs().max().item<double>(), lambda);
+    EXPECT_LT((g + lambda * s.y.sign()).masked_select(zero.logical_not()).abs().max().item<double>(), 1e-10);
+    EXPECT_NEAR(s.loss, oracle.inner_value(x, s.y, {}).item<double>() + lambda * s.y.abs().sum().item<double>(), 1e-13);
+    EXPECT_GT(s.initial_stationarity, 100 * s.stationarity);
+  }
+}
+
+TEST(ProximalGradient, FindsTheConstrainedMinimumOfAQuadratic) {
+  // Non-negativity: complementarity y ≥ 0, ∂g ≥ 0, y ∂g = 0; and at an upper bound the gradient pushes outwards.
+  const QuadraticProblem base;
+  const at::Tensor x = base.initial_outer(), free = base.solution(x);
+  const double top = 0.5 * free.max().item<double>();
+  const Constrained problem(base, {.lower = number(0), .upper = number(top)});
+  const InnerSolution s = solve(problem, {.tolerance = 1e-12});
+  EXPECT_EQ(s.status, Status::kConverged) << s.message;
+  const at::Tensor g = AutodiffOracle(base).inner(x, s.y, {}).y;
+  int at_lower = 0, at_upper = 0;
+  for (int64_t j = 0; j < s.y.size(0); ++j) {
+    const double y = s.y[j].item<double>(), r = g[j].item<double>();
+    if (y == 0) {
+      ++at_lower;
+      EXPECT_GE(r, 0);
+    } else if (y == top) {
+      ++at_upper;
+      EXPECT_LE(r, 0);
+    } else {
+      EXPECT_NEAR(r, 0, 1e-11);
+      EXPECT_GT(y, 0);
+      EXPECT_LT(y, top);
+    }
+  }
+  EXPECT_GT(at_lower, 0);
+  EXPECT_GT(at_upper, 0);
+  EXPECT_GT(gap(s.y, free.clamp(0, top)), 1e-3);  // which clamping the free solution does not give
+}
+
+TEST(ProximalGradient, SolvesTheKktSystemOfLinearEqualities) {
+  const QuadraticProblem base;
+  const at::Tensor x = base.initial_outer(), star = base.solution(x), A = Stream(1, "A").at(0).normal({2, 8}), H = base.A();
+  const at::Tensor b = at::tensor({0.5, -1.0}, at::kDouble);
+  // y = y* − H⁻¹Aᵀ(A H⁻¹ Aᵀ)⁻¹(A y* − b)
+  const at::Tensor HiAt = at::linalg_solve(H, A.t());
+  const at::Tensor expected = star - HiAt.mv(at::linalg_solve(A.mm(HiAt), A.mv(star) - b));
+  const Constrained problem(base, {.equality = A, .equality_rhs = b});
+  const InnerSolution s = solve(problem, {.tolerance = 1e-12});
+  EXPECT_EQ(s.status, Status::kConverged) << s.message;
+  EXPECT_LT(gap(s.y, expected), 1e-10);
+  EXPECT_LT((A.mv(s.y) - b).norm().item<double>(), 1e-13);
+}
+
+TEST(ProximalGradient, IsPlainMinimisationWithoutConstraints) {
+  const RidgeProblem problem;
+  const InnerSolution s = solve(problem, {.tolerance = 1e-12});
+  EXPECT_LT(gap(s.y, problem.solution(problem.initial_outer())), 1e-10);
+  EXPECT_NEAR(s.stationarity, AutodiffOracle(problem).inner(problem.initial_outer(), s.y, {}).y.norm().item<double>(), 1e-14);
+}
+
+TEST(ProximalGradient, AccelerationTakesFewerSteps) {
+  const QuadraticProblem base({.condition = 1e3});
+  const Constrained problem(base, {.lower = number(0)});
+  const InnerSolution fast = solve(problem, {.max_iterations = 20000, .tolerance = 1e-9});
+  const InnerSolution plain = solve(problem, {.max_iterations = 20000, .tolerance = 1e-9, .accelerated = false});
+  EXPECT_EQ(fast.status, Status::kConverged);
+  EXPECT_EQ(plain.status, Status::kConverged);
+  EXPECT_LT(2 * fast.steps, plain.steps);
+  EXPECT_LT(gap(fast.y, plain.y), 1e-6);
+}
+
+TEST(ProximalGradient, FindsAStepSizeItselfAndDescendsNonconvexLosses) {
+  const MlpProblem base;
+  const at::Tensor x = base.initial_outer();
+  const Constrained problem(base, {.lower = number(-0.4), .upper = number(0.4)});
+  // A step a hundred times too long is halved until it descends.
+  const InnerSolution s = solve(problem, {.lr = 100.0, .max_iterations = 3000, .tolerance = 1e-7});
+  EXPECT_EQ(s.status, Status::kConverged) << s.message;
+  EXPECT_LT(s.step_size.item<double>(), 100.0);
+  EXPECT_LE(s.y.abs().max().item<double>(), 0.4);
+  EXPECT_LT(s.loss, base.inner_loss(x, problem.initial_inner(x, 0).clamp(-0.4, 0.4), {}).item<double>());
+}
+
+TEST(ProximalGradient, WorksInFloat) {
+  const RidgeProblem base({.dtype = at::kFloat}), exact;
+  const Constrained problem(base, {.l1 = number(0.05)}), reference(exact, {.l1 = number(0.05)});
+  const InnerSolution s = solve(problem, {.tolerance = 1e-5}), r = solve(reference, {.tolerance = 1e-10});
+  EXPECT_EQ(s.status, Status::kConverged) << s.message;
+  EXPECT_EQ(s.y.scalar_type(), at::kFloat);
+  EXPECT_LT(gap(s.y.to(at::kDouble), r.y), 1e-3);
+}
+
+TEST(ProximalGradient, SaysWhenNoPointSatisfiesTheConstraints) {
+  const QuadraticProblem base;
+  const Constrained problem(base, {.lower = number(0),
+                                   .upper = number(1),
+                                   .equality = at::ones({1, 8}, at::kDouble),
+                                   .equality_rhs = at::full({1}, 20.0, at::kDouble)});
+  const InnerSolution s = solve(problem);
+  EXPECT_TRUE(failed(s.status));
+  EXPECT_THAT(s.message, HasSubstr("constraints"));
+}
+
+TEST(ProximalGradient, OtherSolversRefuseConstraints) {
+  const QuadraticProblem base;
+  const Constrained problem(base, {.lower = number(0)});
+  const at::Tensor x = problem.initial_outer(), y0 = problem.initial_inner(x, 0);
+  const AutodiffOracle oracle(problem);
+  EXPECT_THROW(Lbfgs({}).solve(oracle, x, 0, {y0}, {}), Error);
+  EXPECT_THROW(ClosedForm({}).solve(oracle, x, 0, {y0}, {}), Error);
+  const RuleSolver rule(std::make_unique<SgdRule>(SgdRuleOptions{}), {});
+  EXPECT_THROW(rule.solve(oracle, x, 0, {y0}, {}), Error);
+  for (const char* solver : {"rule", "lbfgs", "newton-cg", "closed-form"}) {
+    Section section = Config::parse(fmt::format("solver = \"{}\"", solver), "c.toml").root();
+    try {
+      make_inner_solver(section, problem, x, 0, {});
+      ADD_FAILURE() << solver;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("prox"));
+    }
+  }
+  for (const char* solver : {"prox", "projected-gradient"}) {
+    Section section = Config::parse(fmt::format("solver = \"{}\"\ntolerance = 1e-9", solver), "c.toml").root();
+    EXPECT_EQ(make_inner_solver(section, problem, x, 0, {})->name(), solver);
+    section.finish();
+  }
+}
+
+}  // namespace
+}  // namespace bilevel

@@ -469,6 +469,7 @@ at::Tensor SupervisedProblem::strengths(const std::vector<at::Tensor>& parts) co
   return at::cat({weights, one.bias ? biases : at::zeros({C}, lambda.options().requires_grad(false))});
 }
 
+// What is added to a loss below must be added here too, or the native oracle differentiates another loss.
 void SupervisedProblem::offer_linear_forms() {
   LinearForm form;
   form.link = LinearForm::link_of(loss_);

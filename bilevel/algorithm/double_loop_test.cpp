@@ -398,5 +398,31 @@ TEST(DoubleLoop, RefusesABatchForARoleThatTheEstimatorDoesNotHave) {
   EXPECT_THROW(small.loop("implicit", "", hvps), Error);
 }
 
+TEST(DoubleLoop, CertifiesWhenItIsDueAndEveryRecordSaysWhatIsKnown) {
+  const SmallRidge small;
+  DoubleLoopOptions options;
+  options.bound_every = 2;
+  options.check_every = 3;
+  const DoubleLoop loop = small.loop("implicit", "iterations = 2", options);
+  State state = loop.init();
+  for (int64_t k = 0; k < 5; ++k) {
+    const at::Tensor x = state.tensor("x").clone();
+    const double error = (loop.hypergradient(state).value - small.problem.hypergradient(x)).norm().item<double>();
+    const Record record = loop.step(state, 1);
+    ASSERT_TRUE(record.certificate.has_value());
+    const Certificate& certificate = *record.certificate;
+    EXPECT_EQ(certificate.differentiates, "F");
+    EXPECT_EQ(certificate.error_bound.has_value(), k % 2 == 0);
+    EXPECT_EQ(certificate.spot_check.has_value(), k % 3 == 0);
+    if (k % 2 == 0) {
+      EXPECT_GE(*certificate.error_bound, error);
+      EXPECT_LE(*certificate.error_bound, 1.5 * error);
+    } else {
+      EXPECT_TRUE(certificate.bound_reason.starts_with("No bound: ")) << certificate.bound_reason;
+    }
+  }
+  EXPECT_TRUE(loop.evaluate(state).certificate->spot_check.has_value()) << "the last point is looked at in any case";
+}
+
 }  // namespace
 }  // namespace bilevel

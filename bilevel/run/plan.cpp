@@ -107,15 +107,17 @@ std::string gigabytes(int64_t bytes) {
   return b < 1e9 ? fmt::format("{:.3g} MB", 1e-6 * b) : fmt::format("{:.3g} GB", 1e-9 * b);
 }
 
-/// Seconds, bytes and calls after T inner steps, from two shorter solves.
+/// Seconds, bytes and calls after T inner steps, from two shorter solves, whose numbers they are not below.
 struct Fit {
   Cost small, large;
   double total_small = 0, total_large = 0;
   int64_t t_small = 0, t_large = 0;
 
   static double line(double a, double b, double u, double v, double w) { return a + (b - a) * (w - u) / (v - u); }
-  double seconds(int64_t T) const { return std::max(0.0, line(small.seconds, large.seconds, u(false), v(false), w(T, false))); }
-  double total(int64_t T) const { return std::max(0.0, line(total_small, total_large, u(false), v(false), w(T, false))); }
+  double seconds(int64_t T) const {
+    return std::max(large.seconds, line(small.seconds, large.seconds, u(false), v(false), w(T, false)));
+  }
+  double total(int64_t T) const { return std::max(total_large, line(total_small, total_large, u(false), v(false), w(T, false))); }
   int64_t bytes(int64_t T, bool root) const {
     return static_cast<int64_t>(std::max(
         0.0, line(static_cast<double>(small.peak_bytes), static_cast<double>(large.peak_bytes), u(root), v(root), w(T, root))));
@@ -140,7 +142,7 @@ class Planner {
   Plan run() {
     Forecast own;
     own.name = "as configured";
-    foresee(own, /*checkpoints=*/false, /*whole=*/true);
+    foresee(own, /*checkpoints=*/false);
     require(own.possible, own.remark);
     plan_.forecasts.push_back(std::move(own));
     if (keeps_trajectory_ || !any_fits()) alternatives();
@@ -155,8 +157,8 @@ class Planner {
 
   int64_t all_of(const Cost& step) const { return std::max(loaded_peak_, plan_.resident_bytes + step.peak_bytes); }
 
-  /// Fills in `forecast`. `whole`: by whole steps where they are foreseen to be short and small.
-  void foresee(Forecast& forecast, bool checkpoints, bool whole) {
+  /// Fills in `forecast`, by whole steps where they are foreseen to be short and small.
+  void foresee(Forecast& forecast, bool checkpoints) {
     say(forecast.name);
     try {
       std::optional<PlanSubject> subject = make_(forecast.sets);
@@ -181,7 +183,7 @@ class Planner {
       const double seconds = fit ? fit->seconds(T) : 0;
       const int64_t most =
           options_.limit > 0 ? std::min(free_, std::max<int64_t>(options_.limit - plan_.resident_bytes, 0)) : free_;
-      if (!fit || (whole && bytes < most && seconds < options_.probe_seconds)) {
+      if (!fit || (bytes < most && seconds < (forecast.sets.empty() ? 1.0 : 0.25) * options_.probe_seconds)) {
         const Probe found = probe(*subject);
         forecast.step = found.cost;
         forecast.measured = true;
@@ -228,12 +230,12 @@ class Planner {
   }
 
   void alternatives() {
-    const auto add = [&](std::string name, std::vector<std::string> sets, bool same, bool checkpoints, bool whole = false) {
+    const auto add = [&](std::string name, std::vector<std::string> sets, bool same, bool checkpoints) {
       Forecast forecast;
       forecast.name = std::move(name);
       forecast.sets = std::move(sets);
       forecast.same_numbers = same;
-      foresee(forecast, checkpoints, whole);
+      foresee(forecast, checkpoints);
       if (forecast.possible) plan_.forecasts.push_back(std::move(forecast));
     };
     const std::string checkpoints = "hypergradient.memory=\"checkpoints\"";
@@ -248,7 +250,7 @@ class Planner {
     for (int64_t size = samples_ / 4; size >= 16 && !any_fits(); size /= 4) {
       std::vector<std::string> sets = {fmt::format("run.micro_batch={}", size)};
       if (keeps_trajectory_) sets.push_back(checkpoints);
-      add(fmt::format("micro-batches of {}{}", size, keeps_trajectory_ ? " and checkpoints" : ""), sets, true, true, true);
+      add(fmt::format("micro-batches of {}{}", size, keeps_trajectory_ ? " and checkpoints" : ""), sets, true, true);
     }
     if (!keeps_trajectory_) return;
     // Differentiating fewer of the last steps: another number, but a smaller one.

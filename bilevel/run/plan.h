@@ -67,8 +67,8 @@ struct Plan {
 /// Two outer steps are taken, the first of which is thrown away: memory pools, threads and the first, cold inner solve make it
 /// unlike the others. More are taken where they are short, or still change in oracle calls, and one of each kind that does more
 /// (error bounds, spot checks). Where the run goes back through its
-/// inner solve, the other ways to do that are foreseen too, from two short inner solves each: seconds and bytes are linear in T,
-/// the bytes of checkpoints in √T. Where nothing of that fits into the limit, micro-batches and then fewer of the last steps are
+/// inner solve, the other ways to do that are foreseen too. What would take too long or too much is foreseen from two short inner
+/// solves: seconds and bytes are linear in T, the bytes of checkpoints in √T. Where nothing of that fits into the limit, micro-batches and then fewer of the last steps are
 /// tried.
 Plan make_plan(const PlanMaker& make, const PlanOptions& options = {});
 

@@ -89,27 +89,32 @@ const Forecast* find(const Plan& plan, const std::string& name) {
   return nullptr;
 }
 
-TEST(Plan, MetersAWholeStepAndExtrapolatesTheOtherWaysFromShortOnes) {
-  Maker maker;
-  const Plan plan = make_plan([&](const auto& sets) { return maker(sets); });
-  EXPECT_EQ(plan.steps, 20);
-  const Forecast& own = plan.forecasts.front();
-  EXPECT_TRUE(own.measured);
-  EXPECT_GE(own.probes, 2);
-  EXPECT_NEAR(static_cast<double>(own.step.peak_bytes), static_cast<double>(maker.bytes("graphs", 1000)), 2048);
-  EXPECT_EQ(own.step.gradients, 3007);
-  const Forecast* graphs = find(plan, "memory = \"graphs\"");
-  const Forecast* states = find(plan, "memory = \"states\"");
-  const Forecast* checkpoints = find(plan, "memory = \"checkpoints\"");
-  ASSERT_TRUE(graphs && states && checkpoints);
-  EXPECT_FALSE(graphs->measured);
-  EXPECT_NEAR(static_cast<double>(graphs->step.peak_bytes), static_cast<double>(maker.bytes("graphs", 1000)), 4096);
-  EXPECT_NEAR(static_cast<double>(states->step.peak_bytes), static_cast<double>(maker.bytes("states", 1000)), 65536);
-  EXPECT_NEAR(static_cast<double>(checkpoints->step.peak_bytes), static_cast<double>(maker.bytes("checkpoints", 1000)),
-              4 * kUnit);
-  EXPECT_EQ(states->step.gradients, 3007);
-  EXPECT_GE(own.bytes, plan.resident_bytes + own.step.peak_bytes);
-  EXPECT_EQ(*std::max_element(maker.taken.begin(), maker.taken.end()), 1000);
+TEST(Plan, MetersWholeStepsOrExtrapolatesThemFromShortOnes) {
+  for (const bool whole : {true, false}) {
+    Maker maker;
+    PlanOptions options;
+    if (!whole) options.probe_seconds = 1e-12;
+    const Plan plan = make_plan([&](const auto& sets) { return maker(sets); }, options);
+    EXPECT_EQ(plan.steps, 20);
+    const Forecast& own = plan.forecasts.front();
+    EXPECT_EQ(own.measured, whole);
+    EXPECT_GE(own.probes, 2);
+    EXPECT_GE(own.bytes, plan.resident_bytes + own.step.peak_bytes);
+    EXPECT_EQ(*std::max_element(maker.taken.begin(), maker.taken.end()), 1000);
+    const Forecast* graphs = find(plan, "memory = \"graphs\"");
+    const Forecast* states = find(plan, "memory = \"states\"");
+    const Forecast* checkpoints = find(plan, "memory = \"checkpoints\"");
+    ASSERT_TRUE(graphs && states && checkpoints);
+    const auto expect = [&](const Forecast& one, const char* memory, double tolerance) {
+      EXPECT_EQ(one.measured, whole) << memory;
+      EXPECT_NEAR(static_cast<double>(one.step.peak_bytes), static_cast<double>(maker.bytes(memory, 1000)), tolerance) << memory;
+      EXPECT_EQ(one.step.gradients, 3007) << memory;
+    };
+    expect(own, "graphs", 65536);
+    expect(*graphs, "graphs", 65536);
+    expect(*states, "states", 65536);
+    expect(*checkpoints, "checkpoints", 4 * kUnit);
+  }
 }
 
 TEST(Plan, TakesNoStepThatIsForeseenNotToFit) {

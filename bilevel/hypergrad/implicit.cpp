@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/active_set.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/hypergrad/optimality.h"
@@ -175,6 +176,18 @@ Operator Implicit::matrix(const EstimatorInput& in, const Conditions& at, bool g
     A.apply = on_free([r](const at::Tensor& v) { return r->vjp(v).y; });
     A.apply_transposed = on_free(forward);
   }
+  if (takes_fresh_batches(in)) {
+    const auto plan = std::make_shared<BatchPlan>(BatchPlan::shuffled(in.oracle.problem().inner_samples(), in.hvp_batch->samples.numel(),
+                                                                      Stream(in.hvp_batch->seed, "linear solve")));
+    A.apply_batch = [&in, on_free, plan, gauss_newton](const at::Tensor& v, int64_t k) {
+      Batch batch = *in.hvp_batch;
+      batch.samples = plan->samples(k);
+      const auto given = in.oracle.linearize_inner(in.x, in.solution.y, batch);
+      const Optimality moved = optimality(in.solver, in.oracle.problem(), in.x, in.solution.y, *given);
+      Linearization& r_k = moved.linearization ? *moved.linearization : *given;
+      return on_free([&](const at::Tensor& u) { return gauss_newton ? r_k.gauss_newton(u) : r_k.vjp(u).y; })(v);
+    };
+  }
   A.step_size = in.solution.step_size;
   std::function<at::Tensor(const at::Tensor&)> precondition;
   if (options_.precondition) precondition = in.oracle.problem().inner_preconditioner(in.x);
@@ -214,6 +227,11 @@ LinearResult Implicit::solve(const EstimatorInput& in, const Conditions& at, con
   return result;
 }
 
+// `sgd` wants another batch for each product; any other solver one matrix, hence one batch.
+bool Implicit::takes_fresh_batches(const EstimatorInput& in) const {
+  return solver_->name() == "sgd" && in.hvp_batch && in.hvp_batch->samples.defined() && in.oracle.problem().inner_samples() > 0;
+}
+
 double Implicit::stationarity_at_start(const EstimatorInput& in) const {
   if (in.cold_start || in.oracle.problem().has_inner_constraints()) return in.solution.initial_stationarity;
   const Problem& problem = in.oracle.problem();
@@ -222,7 +240,8 @@ double Implicit::stationarity_at_start(const EstimatorInput& in) const {
 }
 
 Hypergradient Implicit::estimate(const EstimatorInput& in) const {
-  return estimate(in, *in.oracle.linearize_inner(in.x, in.solution.y, in.batch_of_hvps()));
+  const Batch& batch = takes_fresh_batches(in) ? in.inner_batch : in.batch_of_hvps();
+  return estimate(in, *in.oracle.linearize_inner(in.x, in.solution.y, batch));
 }
 
 Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linearization) const {

@@ -59,6 +59,7 @@ class Implicit final : public Estimator {
   Conditions conditions(const EstimatorInput& in, Linearization& given) const;
   Operator matrix(const EstimatorInput& in, const Conditions& at, bool gauss_newton, double damping) const;
   LinearResult solve(const EstimatorInput& in, const Conditions& at, const at::Tensor& b, std::string& fallback) const;
+  bool takes_fresh_batches(const EstimatorInput& in) const;
   double stationarity_at_start(const EstimatorInput& in) const;
   std::unique_ptr<LinearSolver> solver_, minres_;
   ImplicitOptions options_;

@@ -13,6 +13,8 @@
 #include "bilevel/linear/cg.h"
 #include "bilevel/linear/dense.h"
 #include "bilevel/linear/neumann.h"
+#include "bilevel/linear/sgd.h"
+#include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/test_problems.h"
 
 namespace bilevel {
@@ -194,6 +196,25 @@ TEST(Implicit, RefusesWhatItWouldGetWrong) {
   EXPECT_THAT(cg(5).objections(learned, rule_solver(with_lr, 5)), ::testing::ElementsAre(HasSubstr("\"lr\"")));
   EXPECT_THAT(cg(5).objections(SinusoidMamlProblem(), sgd), Contains(HasSubstr("starting point")));
   EXPECT_TRUE(cg(5).objections(SinusoidMamlProblem({.proximity = 2.0}), sgd).empty());
+}
+
+// `sgd` on 5 of the 30 samples at a time tends to the answer of all of them; one matrix of 5 samples is another matrix.
+TEST(Implicit, SolvesByFreshBatchesWhereTheSolverIsSgd) {
+  const RidgeProblem problem;
+  const at::Tensor x = problem.initial_outer() - 1, y = problem.solution(x), expected = problem.hypergradient(x);
+  const AutodiffOracle oracle(problem);
+  const RuleSolver solver = rule_solver(plain(0.1), 0);
+  const auto with = [&](const Implicit& estimator) {
+    InnerSolution solution = solver.solve(oracle, x, 0, {y}, {});
+    EstimatorInput in{oracle, solver, x, solution, {}, {}, {}};
+    in.hvp_batch = Batch{};
+    in.hvp_batch->samples = at::arange(5, at::kLong);
+    return estimator.estimate(in).value;
+  };
+  const at::Tensor fresh =
+      with(Implicit(std::make_unique<SgdSolver>(SgdSolverOptions{.iterations = 3000, .scale = 0.02})));
+  EXPECT_LT(relative_error(fresh, expected), 0.05);
+  EXPECT_GT(relative_error(with(cg(30)), expected), 0.2);
 }
 
 TEST(Implicit, GradesNonFiniteNumbersBad) {

@@ -95,14 +95,21 @@ def test_there_is_something_to_run():
     assert sum(block.language == "toml" and "complete" in block.flags for page in PAGES for block in blocks(page)) >= 5
 
 
-def test_the_first_program_is_the_file_and_prints_what_is_shown():
-    shown = blocks(ROOT / "docs" / "index.md")
+def test_the_first_program_fits_on_a_page():
+    program = next(block for block in blocks(ROOT / "docs" / "index.md") if block.language == "cpp")
+    assert len(program.text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/optimality-maps.md"])
+def test_a_program_is_its_file_and_prints_what_is_shown(page):
+    shown = blocks(ROOT / page)
     program = next(block for block in shown if block.language == "cpp")
     assert program.text == (ROOT / program.values["file"]).read_text()
-    assert len(program.text.splitlines()) <= 40
     output = next(block for block in shown if "output-of" in block.values)
-    printed = subprocess.run([os.environ.get("BILEVEL_QUICKSTART", str(ROOT / "build" / "tests" / "quickstart"))], env=ENVIRONMENT,
-                             text=True, capture_output=True, timeout=120, check=True)
+    name = output.values["output-of"]
+    assert name == pathlib.Path(program.values["file"]).stem
+    binary = os.environ.get(f"BILEVEL_{name.upper()}", str(ROOT / "build" / "tests" / name))
+    printed = subprocess.run([binary], env=ENVIRONMENT, text=True, capture_output=True, timeout=120, check=True)
     assert printed.stdout == output.text
 
 

@@ -65,7 +65,7 @@ start = "cold"
 estimator = "unrolled"
 memory = "checkpoints"
 [outer]
-steps = 8
+steps = 4
 ''',
     "weights of samples, L-BFGS and CG": '''
 [problem]
@@ -99,7 +99,7 @@ batch = 64
 [hypergradient]
 estimator = "t1-t2"
 [outer]
-steps = 25
+steps = 10
 ''',
     "double, a tolerance, the Hessian's matrix": '''
 [problem]
@@ -107,16 +107,16 @@ model = "linear"
 loss = "softmax"
 dtype = "float64"
 [problem.hyperparameters]
-l2 = { per = "class", init = -3.0 }
-''' + DIGITS % (500, 500, 500) + '''
+l2 = { per = "class", init = -2.0 }
+''' + DIGITS % (200, 200, 200) + '''
 [inner]
-steps = 2000
-tolerance = 1e-3
+steps = 500
+tolerance = 1e-2
 [hypergradient]
 estimator = "implicit"
 solver = "dense"
 [outer]
-steps = 15
+steps = 8
 ''',
 }
 

@@ -3,15 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "bilevel/run/json.h"
 #include "cli/commands.h"
 
 namespace bilevel::cli {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 void print_text(const Hypergradient& h, const Layout& layout) {
   constexpr int64_t kShown = 10;
@@ -58,7 +55,7 @@ void add_hypergrad(CLI::App& app, Action& action) {
       const Hypergradient h = experiment.algorithm().hypergradient(
           experiment.algorithm().init(), nullptr, {.bound = !arguments->no_check, .check = !arguments->no_check});
       if (arguments->json) {
-        fmt::print("{}\n", to_json(h).dump(-1, ' ', false, Json::error_handler_t::replace));
+        fmt::print("{}\n", to_json(h));
       } else {
         print_text(h, experiment.problem().outer_layout());
       }

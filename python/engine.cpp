@@ -5,8 +5,6 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <nlohmann/json.hpp>
-
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
@@ -20,10 +18,6 @@ namespace py = pybind11;
 
 namespace bilevel::python {
 namespace {
-
-std::string text_of(const nlohmann::ordered_json& json) {
-  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-}
 
 /// A configuration from `key.path=value` lines.
 Config config_of(const std::vector<std::string>& assignments) {
@@ -87,9 +81,8 @@ py::dict to_dict(const RunResult& result) {
   d["message"] = result.message;
   d["steps"] = result.steps;
   d["rollbacks"] = result.rollbacks;
-  nlohmann::ordered_json cost = to_json(result.cost);
-  cost.update(machine_json(result.cost));
-  d["cost"] = text_of(cost);
+  d["cost"] = to_json(result.cost);
+  d["machine"] = machine_json(result.cost);
   return d;
 }
 
@@ -120,18 +113,17 @@ State start_of(const DoubleLoop& algorithm, const std::vector<at::Tensor>& state
   return start;
 }
 
-py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at::Tensor>& state, int64_t state_steps) {
+py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at::Tensor>& state, int64_t state_steps,
+                       bool bound, bool check) {
   Hypergradient h;
   State after;
   {
     const py::gil_scoped_release no_gil;
     const DoubleLoop& algorithm = experiment.experiment.algorithm();
-    h = algorithm.hypergradient(start_of(algorithm, state, state_steps), &after);
+    h = algorithm.hypergradient(start_of(algorithm, state, state_steps), &after, {.bound = bound, .check = check});
   }
   py::dict d;
-  nlohmann::ordered_json json = to_json(h);
-  json.erase("hypergradient");
-  d["json"] = text_of(json);
+  d["json"] = to_json(h, /*with_values=*/false);
   d["value"] = h.value;
   d["direct"] = h.direct;
   d["y"] = after.tensor("y");

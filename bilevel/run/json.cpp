@@ -11,10 +11,11 @@ namespace bilevel {
 using Json = nlohmann::ordered_json;
 
 namespace {
-Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
-}  // namespace
 
-Json to_json(const SpotCheck& check) {
+Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
+std::string text_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+Json json_of(const SpotCheck& check) {
   Json json = {{"status", to_string(check.grade)},
                {"conclusive", check.conclusive},
                {"disagreement", check.disagreement},
@@ -30,7 +31,7 @@ Json to_json(const SpotCheck& check) {
   return json;
 }
 
-Json to_json(const Certificate& certificate) {
+Json json_of(const Certificate& certificate) {
   return {{"differentiates", certificate.differentiates},
           {"stationarity", certificate.stationarity},
           {"relative_residual", optional(certificate.relative_residual)},
@@ -39,30 +40,38 @@ Json to_json(const Certificate& certificate) {
           {"curvature", optional(certificate.curvature)},
           {"standard_error", optional(certificate.standard_error)},
           {"distance_to_F", optional(certificate.distance_to_F)},
-          {"spot_check", certificate.spot_check ? to_json(*certificate.spot_check) : Json()}};
+          {"spot_check", certificate.spot_check ? json_of(*certificate.spot_check) : Json()}};
 }
 
-Json to_json(const Cost& cost) {
+Json json_of(const Cost& cost) {
   return {
       {"forwards", cost.forwards}, {"gradients", cost.gradients}, {"hvps", cost.hvps}, {"cross_products", cost.cross_products}};
 }
 
-Json machine_json(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
+Json json_of_machine(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
 
-Json to_json(const Hypergradient& h) {
+}  // namespace
+
+std::string to_json(const Certificate& certificate) { return text_of(json_of(certificate)); }
+
+std::string to_json(const Cost& cost) { return text_of(json_of(cost)); }
+
+std::string machine_json(const Cost& cost) { return text_of(json_of_machine(cost)); }
+
+std::string to_json(const Hypergradient& h, bool with_values) {
   const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble).contiguous();
   Json json;
   json["inner_loss"] = h.inner_loss;
   json["outer_loss"] = h.outer_loss;
-  json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
+  if (with_values) json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
   json["norm"] = value.norm().item<double>();
   json["direct_norm"] = h.direct.to(at::kDouble).norm().item<double>();
   json["status"] = to_string(h.grade);
   json["message"] = h.message;
-  json["certificate"] = to_json(h.certificate);
-  json["cost"] = to_json(h.cost);
-  json["cost"].update(machine_json(h.cost));
-  return json;
+  json["certificate"] = json_of(h.certificate);
+  json["cost"] = json_of(h.cost);
+  json["cost"].update(json_of_machine(h.cost));
+  return text_of(json);
 }
 
 }  // namespace bilevel

@@ -1,19 +1,18 @@
 #pragma once
-#include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "bilevel/core/cost.h"
 #include "bilevel/hypergrad/estimator.h"
 
 namespace bilevel {
 
-// What logs, summaries and `hypergrad --json` write. Numbers that are not finite become null where the JSON is dumped.
+// What logs, summaries and `hypergrad --json` write, each one JSON object. Numbers that are not finite are null.
 
-nlohmann::ordered_json to_json(const SpotCheck& check);
-nlohmann::ordered_json to_json(const Certificate& certificate);
+std::string to_json(const Certificate& certificate);
 /// Counts only; seconds and bytes are the machine's.
-nlohmann::ordered_json to_json(const Cost& cost);
-nlohmann::ordered_json machine_json(const Cost& cost);
-/// As `bilevel hypergrad --json` prints it.
-nlohmann::ordered_json to_json(const Hypergradient& hypergradient);
+std::string to_json(const Cost& cost);
+std::string machine_json(const Cost& cost);
+/// As `bilevel hypergrad --json` prints it; without `with_values`, all but the array `hypergradient`.
+std::string to_json(const Hypergradient& hypergradient, bool with_values = true);
 
 }  // namespace bilevel

@@ -137,8 +137,8 @@ void RunDirectory::append(const Record& record, const std::vector<RollBack>& sin
                {"metrics", record.metrics},
                {"status", to_string(record.grade)},
                {"message", record.message},
-               {"cost", to_json(record.cost)}};
-  if (record.certificate) line["certificate"] = to_json(*record.certificate);
+               {"cost", Json::parse(to_json(record.cost))}};
+  if (record.certificate) line["certificate"] = Json::parse(to_json(*record.certificate));
   for (const RollBack& back : since_last) {
     line["roll_backs"].push_back({{"from", back.from},
                                   {"to", back.to},
@@ -146,7 +146,7 @@ void RunDirectory::append(const Record& record, const std::vector<RollBack>& sin
                                   {"outer_scale", back.outer_scale},
                                   {"damping", back.damping}});
   }
-  line["machine"] = machine_json(record.cost);
+  line["machine"] = Json::parse(machine_json(record.cost));
   open_log();
   write_all(log_, text_of(line) + "\n", file("log.jsonl"));
 }
@@ -190,8 +190,8 @@ void RunDirectory::finish(const RunResult& result, std::string_view algorithm) {
                   {"stationarity", result.last.stationarity},
                   {"metrics", result.last.metrics},
                   {"roll_backs", result.rollbacks},
-                  {"cost", to_json(result.cost)},
-                  {"machine", machine_json(result.cost)}};
+                  {"cost", Json::parse(to_json(result.cost))},
+                  {"machine", Json::parse(machine_json(result.cost))}};
   write_file(file("summary.json"), text_of(summary, 2) + "\n");
 }
 

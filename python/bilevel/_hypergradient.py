@@ -76,6 +76,8 @@ def hypergradient(
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
     seed: int = 0,
+    bound: bool = False,
+    check: bool = False,
     **options: Any,
 ) -> Hypergradient:
     """The derivative of F(x) = outer_loss(x, y*(x)), y*(x) = argmin over y of inner_loss(x, y), at x.
@@ -95,6 +97,8 @@ def hypergradient(
             are drawn; all rows unless the options say otherwise.
         initial_inner: y₀ as a function of x (few-shot learning), differentiated by the unrolled estimator.
         random: the losses draw random numbers (dropout); they are then called with torch's generators seeded.
+        bound: work for an error bound and the distance to F, at the cost of some tens to hundreds of products.
+        check: compare with slopes of F, for which the inner problem is solved again eight times.
         options: those of the estimator, the keys of [hypergradient]: ``solver="cg"``, ``iterations=20``, ``damping=0.0`` …
 
     Returns:
@@ -122,7 +126,9 @@ def hypergradient(
     tables = {"inner": solve, "hypergradient": {"estimator": estimator, **options}, "run": {"seed": seed}}
     if initial_inner is not None:
         solve.setdefault("start", "cold")
-    found = _engine.Experiment(problem, assignments(tables)).hypergradient(rule.state if rule else [], rule.state_steps if rule else 0)
+    found = _engine.Experiment(problem, assignments(tables)).hypergradient(
+        rule.state if rule else [], rule.state_steps if rule else 0, bound, check
+    )
     return of_engine(found, xs, ys)
 
 

@@ -283,7 +283,7 @@ def _run_of(found: Mapping[str, Any], xs: Structure, ys: Structure, records: lis
         message=found["message"],
         steps=found["steps"],
         rollbacks=found["rollbacks"],
-        cost=json.loads(found["cost"]),
+        cost={**json.loads(found["cost"]), **json.loads(found["machine"])},
         directory=directory,
     )
 

@@ -30,10 +30,22 @@ def test_e1_reverse(logistic):
 def test_e1_implicit_at_the_optimum(logistic):
     inner = {"rule": "sgd", "lr": 0.5, "steps": 5000, "tolerance": 1e-12}
     h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, inner=inner, iterations=40, tolerance=1e-13)
-    assert h.status == "OK"
+    assert h.status == "OK" and h.certificate.error_bound is None
     assert (h.value - torch.tensor(E1_EXACT, dtype=torch.double)).abs().max() < 1e-8
     again = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, h.y, solved=True, iterations=40, tolerance=1e-13)
     close(again.value, h.value, 1e-10)
+
+
+def test_a_bound_holds_and_slopes_agree(logistic):
+    inner = {"rule": "sgd", "lr": 0.5, "steps": 60}  # some way from the optimum
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, inner=inner, bound=True, check=True)
+    error = (h.value - torch.tensor(E1_EXACT, dtype=torch.double)).norm().item()
+    assert 1e-9 < error <= h.certificate.error_bound + 1e-8 <= 10 * error + 1e-7
+    assert h.status == "OK"
+    wrong = bilevel.hypergradient(
+        logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="identity", inner=inner, bound=True, check=True
+    )
+    assert wrong.certificate.distance_to_F > 0.01 * wrong.norm
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ MISUSE = {
     "negative seed": (["--seed", "-4"], "seed"),
     "bad assignment": (["--set", "nonsense"], "key=value"),
     "bad threads": (["--threads", "0"], "threads"),
-    "an objection": (["--set", "inner.rule=adamw"], "implicit"),
+    "an objection": (["--set", "inner.rule=adamw", "--set", "inner.amsgrad=true"], "implicit"),
     "bad checkpoint interval": (["--set", "run.checkpoint_every=0"], "checkpoint_every = 0"),
 }
 

@@ -8,11 +8,12 @@ export PATH := $(CURDIR)/build/venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup configure build test demo selftest sanitize install format tidy bench clean
+.PHONY: help setup configure build command test demo selftest sanitize install format tidy bench clean
 help:
 	@echo "make demo      set up, build, and learn whom to trust among twenty labellers (prints the report's path)"
 	@echo "make test      set up, build, and run every test"
-	@echo "make build     the library and the command $(BUILD)/bilevel"
+	@echo "make command   the command $(BUILD)/bilevel alone"
+	@echo "make build     everything: the libraries, the command, the Python module and the tests"
 	@echo "make selftest  the command's own check of this build against closed forms and published numbers"
 	@echo "make install   headers, libraries, command and CMake package into PREFIX (default: ./install)"
 	@echo "make sanitize  the tests under AddressSanitizer and UBSan, in build-sanitize"
@@ -30,13 +31,16 @@ configure: setup
 build: configure
 	@cmake --build $(BUILD) -j $(JOBS)
 
+command: configure
+	@cmake --build $(BUILD) -j $(JOBS) --target bilevel_cli
+
 test: build
 	@cd $(BUILD) && ctest --no-tests=error --output-on-failure -j $(JOBS)
 
-demo: build
+demo: command
 	@$(BUILD)/bilevel reweight --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-selftest: build
+selftest: command
 	@$(BUILD)/bilevel selftest
 
 install: build

@@ -20,9 +20,15 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/bilevelConfig.cmake ${CMAKE_CURRENT_BI
               cmake/FindLibTorch.cmake DESTINATION ${_package})
 if(TARGET bilevel_cli)
   cmake_path(GET BILEVEL_deps__highway_LIBRARY PARENT_PATH _highway)  # unpacked below build/, or the system's
-  set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "${LibTorch_ROOT}/lib;${_highway}")
+  if(SKBUILD)  # in a wheel: bilevel/bin/bilevel beside torch/
+    set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../../torch/lib;$ORIGIN/../lib")
+  else()
+    set_target_properties(bilevel_cli PROPERTIES INSTALL_RPATH "${LibTorch_ROOT}/lib;${_highway}")
+  endif()
   install(TARGETS bilevel_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 if(SKBUILD)
   install(TARGETS bilevel_python LIBRARY DESTINATION .)
+  file(REAL_PATH "${BILEVEL_deps__highway_LIBRARY}" _highway)  # a shared library only, in Debian; the wheel brings it along
+  install(FILES "${_highway}" DESTINATION ${CMAKE_INSTALL_LIBDIR} RENAME libhwy.so.1)
 endif()

@@ -113,6 +113,8 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
   by_x_ = Jacobian(beside_r, {x_leaf});
 }
 
+at::Tensor ActiveSet::beside(const at::Tensor& v) const { return v - project(v); }
+
 at::Tensor ActiveSet::project(const at::Tensor& v) const {
   const at::Tensor on_free = v * free_;
   return V_.defined() ? on_free - on_free.matmul(V_.t()).matmul(V_) : on_free;

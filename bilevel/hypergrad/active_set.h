@@ -38,7 +38,7 @@ class ActiveSet final : public Linearization {
   bool symmetric() const override { return false; }  // r̂ is not, though P ∂y r P may be
 
  private:
-  at::Tensor beside(const at::Tensor& v) const { return v - project(v); }
+  at::Tensor beside(const at::Tensor& v) const;  // v − P v
   Linearization& r_;
   at::Tensor free_;           // 1 on F, 0 on A
   at::Tensor V_;              // orthonormal rows that span {E_Fᵀ μ}, [m, dy]; undefined without equalities

@@ -180,7 +180,7 @@ def test_the_checks_above_can_fail(browser, page, tmp_path):
     assert seen["errors"] and all(not chart["series"] for chart in seen["charts"])
 
     (tmp_path / "b").mkdir()
-    assert page.count(": series.y[k] })") == 1
-    dom, _ = open_page(browser, instrumented(page.replace(": series.y[k] })", ": null })")), tmp_path / "b")
+    assert page.count(": series.y[k],") == 1
+    dom, _ = open_page(browser, instrumented(page.replace(": series.y[k],", ": null,")), tmp_path / "b")
     lines = [s["pixels"] for chart in probe(dom)["charts"] for s in chart["series"]]
     assert 0 in lines

@@ -434,6 +434,8 @@ CertificateSummary summarise(const std::vector<CertificateCase>& cases) {
   if (!tightness.empty()) {
     std::nth_element(tightness.begin(), tightness.begin() + static_cast<std::ptrdiff_t>(tightness.size() / 2), tightness.end());
     sum.median_tightness = tightness[tightness.size() / 2];
+    const auto tight = std::count_if(tightness.begin(), tightness.end(), [](double ratio) { return ratio <= 10; });
+    sum.share_within_ten = static_cast<double>(tight) / static_cast<double>(tightness.size());
   }
   return sum;
 }

@@ -103,8 +103,8 @@ if ! "$build/venv/bin/python" -c 'import pip' 2>/dev/null; then
   }
 fi
 pip_install() { "$build/venv/bin/python" -m pip --disable-pip-version-check -q install "$@" >>"$log" 2>&1; }
-"$build/venv/bin/python" -c 'import cmake, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff' 2>/dev/null ||
-  timed "Python packages cmake, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff" pip_install cmake mkdocs mypy ninja numpy pybind11 pytest ruff ||
+"$build/venv/bin/python" -c 'import cmake, matplotlib, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff' 2>/dev/null ||
+  timed "Python packages cmake, matplotlib, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff" pip_install cmake matplotlib mkdocs mypy ninja numpy pybind11 pytest ruff ||
   { tail -n 5 "$log" >&2; fail "pip could not install them; see $log."; }
 
 # --- A browser, in which the report is tested ---

@@ -276,3 +276,15 @@ def test_nothing_is_documented_that_is_not_there():
 
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-q"]))
+
+
+def test_the_tests_against_known_defects_exist():
+    page = (ROOT / "docs" / "known-defects.md").read_text()
+    sources = "\n".join(path.read_text() for folder in ("bilevel", "tasks", "tests") for path in (ROOT / folder).rglob("*_test.cpp"))
+    named = re.findall(r"`([A-Z]\w+)\.([A-Z]\w+)`", page)
+    assert len(named) > 10
+    for suite, name in named:
+        assert re.search(rf"TEST(_P|_F)?\({suite}, {name}\)", sources), f"{suite}.{name}"
+    python = "\n".join(path.read_text() for path in (ROOT / "tests" / "python").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert f"def {name}(" in python, name

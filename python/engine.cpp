@@ -55,17 +55,14 @@ struct PythonExperiment {
   Experiment experiment;
 };
 
-py::dict to_dict(const Record& record) {
+py::dict to_dict(const Cost& cost) {
   py::dict d;
-  d["step"] = record.step;
-  d["outer_loss"] = record.outer_loss;
-  d["inner_loss"] = record.inner_loss;
-  d["hypergradient_norm"] = record.hypergradient_norm;
-  d["stationarity"] = record.stationarity;
-  d["status"] = std::string(to_string(record.grade));
-  d["message"] = record.message;
-  for (const auto& [name, value] : record.metrics) d[py::str(name)] = value;
-  d["seconds"] = record.cost.seconds;
+  d["forwards"] = cost.forwards;
+  d["gradients"] = cost.gradients;
+  d["hvps"] = cost.hvps;
+  d["cross_products"] = cost.cross_products;
+  d["seconds"] = cost.seconds;
+  d["peak_bytes"] = cost.peak_bytes;
   return d;
 }
 
@@ -81,12 +78,11 @@ py::dict to_dict(const RunResult& result) {
   d["message"] = result.message;
   d["steps"] = result.steps;
   d["rollbacks"] = result.rollbacks;
-  d["cost"] = to_json(result.cost);
-  d["machine"] = machine_json(result.cost);
+  d["cost"] = to_dict(result.cost);
   return d;
 }
 
-/// `record` is called with each record and returns "continue", "stop" or "abort"; `started`, once the directory is there.
+/// `record` is called with each record, as a line of log.jsonl, and returns "continue", "stop" or "abort"; `started`, once the directory is there.
 RunFront front_of(const py::object& record, const py::object& started = py::none()) {
   RunFront front;
   if (!started.is_none()) {
@@ -98,7 +94,7 @@ RunFront front_of(const py::object& record, const py::object& started = py::none
   front.record = [record](const Record& r) {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    const auto answer = record(to_dict(r)).cast<std::string>();
+    const auto answer = record(to_json(r, {})).cast<std::string>();
     return answer == "stop" ? Signal::kStop : answer == "abort" ? Signal::kAbort : Signal::kContinue;
   };
   return front;

@@ -13,7 +13,7 @@ using Json = nlohmann::ordered_json;
 namespace {
 
 Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
-std::string text_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string text_of(const Json& json, int indent = -1) { return json.dump(indent, ' ', false, Json::error_handler_t::replace); }
 
 Json json_of(const SpotCheck& check) {
   Json json = {{"status", to_string(check.grade)},
@@ -50,13 +50,56 @@ Json json_of(const Cost& cost) {
 
 Json json_of_machine(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
 
+Json json_of(const Layout& layout) {
+  Json parts = Json::array();
+  for (const Part& part : layout.parts()) {
+    parts.push_back({{"name", part.name}, {"shape", part.shape}, {"offset", part.offset}, {"size", part.size}});
+  }
+  return {{"size", layout.size()}, {"parts", parts}};
+}
+
 }  // namespace
 
-std::string to_json(const Certificate& certificate) { return text_of(json_of(certificate)); }
+std::string to_json(const Record& record, const std::vector<RollBack>& since_last) {
+  Json line = {{"step", record.step},
+               {"outer_loss", record.outer_loss},
+               {"inner_loss", record.inner_loss},
+               {"hypergradient_norm", record.hypergradient_norm},
+               {"stationarity", record.stationarity},
+               {"metrics", record.metrics},
+               {"status", to_string(record.grade)},
+               {"message", record.message},
+               {"cost", json_of(record.cost)}};
+  if (record.certificate) line["certificate"] = json_of(*record.certificate);
+  for (const RollBack& back : since_last) {
+    line["roll_backs"].push_back({{"from", back.from},
+                                  {"to", back.to},
+                                  {"reason", back.reason},
+                                  {"outer_scale", back.outer_scale},
+                                  {"damping", back.damping}});
+  }
+  line["machine"] = json_of_machine(record.cost);
+  return text_of(line);
+}
 
-std::string to_json(const Cost& cost) { return text_of(json_of(cost)); }
+std::string to_json(const RunResult& result, std::string_view algorithm) {
+  const Json summary = {{"outcome", to_string(result.outcome)},
+                        {"status", to_string(result.worst)},
+                        {"message", result.message},
+                        {"algorithm", algorithm},
+                        {"steps", result.steps},
+                        {"outer_loss", result.last.outer_loss},
+                        {"inner_loss", result.last.inner_loss},
+                        {"hypergradient_norm", result.last.hypergradient_norm},
+                        {"stationarity", result.last.stationarity},
+                        {"metrics", result.last.metrics},
+                        {"roll_backs", result.rollbacks},
+                        {"cost", json_of(result.cost)},
+                        {"machine", json_of_machine(result.cost)}};
+  return text_of(summary, 2);
+}
 
-std::string machine_json(const Cost& cost) { return text_of(json_of_machine(cost)); }
+std::string to_json(const Layout& x, const Layout& y) { return text_of({{"x", json_of(x)}, {"y", json_of(y)}}, 2); }
 
 std::string to_json(const Hypergradient& h, bool with_values) {
   const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble).contiguous();

@@ -1,17 +1,23 @@
 #pragma once
 #include <string>
+#include <string_view>
+#include <vector>
 
-#include "bilevel/core/cost.h"
+#include "bilevel/core/layout.h"
 #include "bilevel/hypergrad/estimator.h"
+#include "bilevel/run/driver.h"
 
 namespace bilevel {
 
-// What logs, summaries and `hypergrad --json` write, each one JSON object. Numbers that are not finite are null.
+// What runs and commands write, each one JSON object. Numbers that are not finite are null; seconds and bytes stand in an object
+// `machine` wherever the rest is the same for every run.
 
-std::string to_json(const Certificate& certificate);
-/// Counts only; seconds and bytes are the machine's.
-std::string to_json(const Cost& cost);
-std::string machine_json(const Cost& cost);
+/// A line of log.jsonl, without its end.
+std::string to_json(const Record& record, const std::vector<RollBack>& since_last);
+/// summary.json.
+std::string to_json(const RunResult& result, std::string_view algorithm);
+/// layout.json.
+std::string to_json(const Layout& x, const Layout& y);
 /// As `bilevel hypergrad --json` prints it; without `with_values`, all but the array `hypergradient`.
 std::string to_json(const Hypergradient& hypergradient, bool with_values = true);
 

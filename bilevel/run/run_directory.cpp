@@ -22,17 +22,6 @@ namespace bilevel {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
-
-Json layout_json(const Layout& layout) {
-  Json parts = Json::array();
-  for (const Part& part : layout.parts()) {
-    parts.push_back({{"name", part.name}, {"shape", part.shape}, {"offset", part.offset}, {"size", part.size}});
-  }
-  return {{"size", layout.size()}, {"parts", parts}};
-}
-
-std::string text_of(const Json& json, int indent = -1) { return json.dump(indent, ' ', false, Json::error_handler_t::replace); }
 
 /// Nothing but what a killed `write_file` of ours may have left.
 bool holds_nothing(const std::string& path) {
@@ -110,7 +99,7 @@ RunDirectory RunDirectory::create(const std::string& path, std::string_view conf
 }
 
 void RunDirectory::write_layout(const Layout& x, const Layout& y) {
-  write_file(file("layout.json"), text_of({{"x", layout_json(x)}, {"y", layout_json(y)}}, 2) + "\n");
+  write_file(file("layout.json"), to_json(x, y) + "\n");
 }
 
 RunDirectory RunDirectory::open(const std::string& path) {
@@ -129,26 +118,8 @@ void RunDirectory::open_log() {
 }
 
 void RunDirectory::append(const Record& record, const std::vector<RollBack>& since_last) {
-  Json line = {{"step", record.step},
-               {"outer_loss", record.outer_loss},
-               {"inner_loss", record.inner_loss},
-               {"hypergradient_norm", record.hypergradient_norm},
-               {"stationarity", record.stationarity},
-               {"metrics", record.metrics},
-               {"status", to_string(record.grade)},
-               {"message", record.message},
-               {"cost", Json::parse(to_json(record.cost))}};
-  if (record.certificate) line["certificate"] = Json::parse(to_json(*record.certificate));
-  for (const RollBack& back : since_last) {
-    line["roll_backs"].push_back({{"from", back.from},
-                                  {"to", back.to},
-                                  {"reason", back.reason},
-                                  {"outer_scale", back.outer_scale},
-                                  {"damping", back.damping}});
-  }
-  line["machine"] = Json::parse(machine_json(record.cost));
   open_log();
-  write_all(log_, text_of(line) + "\n", file("log.jsonl"));
+  write_all(log_, to_json(record, since_last) + "\n", file("log.jsonl"));
 }
 
 void RunDirectory::checkpoint(const State& state) {
@@ -166,7 +137,7 @@ void RunDirectory::cut_log(int64_t records) {
   size_t kept = 0;
   for (int64_t expected = 0; expected < records; ++expected) {
     const size_t line_end = text.find('\n', kept);
-    const Json line = line_end == std::string::npos ? Json() : Json::parse(text.substr(kept, line_end - kept), nullptr, false);
+    const auto line = line_end == std::string::npos ? nlohmann::json() : nlohmann::json::parse(text.substr(kept, line_end - kept), nullptr, false);
     require(line.is_object() && line.value("step", int64_t{-1}) == expected,
             fmt::format("{} lacks the record of step {}, which is before the checkpoint; the run cannot be continued.", path,
                         expected));
@@ -179,20 +150,7 @@ void RunDirectory::cut_log(int64_t records) {
 void RunDirectory::finish(const RunResult& result, std::string_view algorithm) {
   write_npy(result.state.tensor("x"), file("x.npy"));
   write_npy(result.state.tensor("y"), file("y.npy"));
-  Json summary = {{"outcome", to_string(result.outcome)},
-                  {"status", to_string(result.worst)},
-                  {"message", result.message},
-                  {"algorithm", algorithm},
-                  {"steps", result.steps},
-                  {"outer_loss", result.last.outer_loss},
-                  {"inner_loss", result.last.inner_loss},
-                  {"hypergradient_norm", result.last.hypergradient_norm},
-                  {"stationarity", result.last.stationarity},
-                  {"metrics", result.last.metrics},
-                  {"roll_backs", result.rollbacks},
-                  {"cost", Json::parse(to_json(result.cost))},
-                  {"machine", Json::parse(machine_json(result.cost))}};
-  write_file(file("summary.json"), text_of(summary, 2) + "\n");
+  write_file(file("summary.json"), to_json(result, algorithm) + "\n");
 }
 
 }  // namespace bilevel

@@ -27,7 +27,7 @@ Callback = Callable[[Mapping[str, Any]], Optional[str]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to. x and y are as the run was given them; ``records`` holds one dictionary for each outer step."""
+    """What a run came to. x and y are as the run was given them; ``records`` holds the lines of log.jsonl as dictionaries."""
 
     x: Any
     y: Any
@@ -42,12 +42,13 @@ class Run:
 
     @property
     def history(self) -> Any:
-        """The records as a pandas DataFrame where pandas is installed, as a list of dictionaries otherwise."""
+        """The records as a table with a column for each metric: a pandas DataFrame where pandas is installed, else a list of rows."""
+        rows = [_row(record) for record in self.records]
         try:
             import pandas as pd
         except ImportError:
-            return self.records
-        return pd.DataFrame(self.records)
+            return rows
+        return pd.DataFrame(rows)
 
     def plot(self) -> matplotlib.figure.Figure:
         """Losses, hypergradient norm and stationarity over the outer steps."""
@@ -68,6 +69,15 @@ class Run:
         return figure
 
 
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in record.items() if not isinstance(value, (dict, list))}
+    return {**plain, **record["metrics"], "seconds": record["machine"]["seconds"]}
+
+
+def _short(number: Optional[float], digits: int) -> str:
+    return "nan" if number is None else f"{number:.{digits}g}"  # a record holds None for what is not finite
+
+
 class _Progress:
     """Collects the records, shows a bar, and asks the callback."""
 
@@ -81,11 +91,12 @@ class _Progress:
                 return
             self._bar = tqdm(total=steps, desc="bilevel", delay=2.0, leave=False)
 
-    def __call__(self, record: dict[str, Any]) -> str:
+    def __call__(self, line: str) -> str:
+        record = json.loads(line)
         self.records.append(record)
         if self._bar is not None:
             self._bar.n = record["step"]
-            self._bar.set_postfix(outer=f"{record['outer_loss']:.4g}", norm=f"{record['hypergradient_norm']:.2g}", refresh=False)
+            self._bar.set_postfix(outer=_short(record["outer_loss"], 4), norm=_short(record["hypergradient_norm"], 2), refresh=False)
             self._bar.refresh()
         return (self._callback(record) if self._callback else None) or "continue"
 
@@ -283,7 +294,7 @@ def _run_of(found: Mapping[str, Any], xs: Structure, ys: Structure, records: lis
         message=found["message"],
         steps=found["steps"],
         rollbacks=found["rollbacks"],
-        cost={**json.loads(found["cost"]), **json.loads(found["machine"])},
+        cost=found["cost"],
         directory=directory,
     )
 

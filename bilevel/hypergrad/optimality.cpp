@@ -14,14 +14,6 @@
 namespace bilevel {
 namespace {
 
-template <class F>
-at::Tensor rowwise(const at::Tensor& v, F product) {
-  if (v.dim() == 1) return product(v);
-  std::vector<at::Tensor> rows;
-  for (const at::Tensor& row : v.unbind(0)) rows.push_back(product(row));
-  return at::stack(rows);
-}
-
 constexpr size_t kX = 0, kY = 1, kG = 2;  // the inputs of ρ
 
 class Elementwise final : public Linearization {

@@ -25,21 +25,11 @@ AdamRuleOptions AdamRuleOptions::adamw() {
 }
 
 std::vector<std::string> AdamRuleOptions::violations() const {
-  std::vector<std::string> found;
-  if (!(lr >= 0)) found.push_back(fmt::format("lr = {} must be at least 0", lr));
-  if (!(beta1 >= 0 && beta1 < 1)) found.push_back(fmt::format("betas[0] = {} must lie in [0, 1)", beta1));
-  if (!(beta2 >= 0 && beta2 < 1)) found.push_back(fmt::format("betas[1] = {} must lie in [0, 1)", beta2));
-  if (!(eps >= 0)) found.push_back(fmt::format("eps = {} must be at least 0", eps));
-  if (!(weight_decay >= 0)) found.push_back(fmt::format("weight_decay = {} must be at least 0", weight_decay));
-  return found;
+  return violations_of_moments(lr, beta1, beta2, eps, weight_decay);
 }
 
 void read(Section& section, AdamRuleOptions& options) {
-  std::vector<double> betas{options.beta1, options.beta2};
-  section.read("betas", betas);
-  if (betas.size() != 2) section.fail("betas", fmt::format("expected two numbers, got {}.", betas.size()));
-  options.beta1 = betas[0];
-  options.beta2 = betas[1];
+  read_betas(section, options.beta1, options.beta2);
   section.read("eps", options.eps);
   section.read("weight_decay", options.weight_decay);
   section.read("amsgrad", options.amsgrad);
@@ -49,11 +39,7 @@ void read(Section& section, AdamRuleOptions& options) {
 AdamRule::AdamRule(AdamRuleOptions options) : options_(std::move(options)) {
   const auto found = options_.violations();
   require(found.empty(), fmt::format("AdamRule: {}.", fmt::join(found, "; ")));
-  const auto known = hyperparameters();
-  for (const auto& name : options_.learned) {
-    require(contains(known, name),
-            fmt::format("AdamRule: x cannot determine \"{}\"; the hyperparameters are {}.", name, one_of(known)));
-  }
+  check_learned(*this, options_.learned);
 }
 
 bool AdamRule::decays() const { return options_.weight_decay != 0 || contains(options_.learned, "weight_decay"); }

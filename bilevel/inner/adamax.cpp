@@ -17,21 +17,11 @@
 namespace bilevel {
 
 std::vector<std::string> AdamaxRuleOptions::violations() const {
-  std::vector<std::string> found;
-  if (!(lr >= 0)) found.push_back(fmt::format("lr = {} must be at least 0", lr));
-  if (!(beta1 >= 0 && beta1 < 1)) found.push_back(fmt::format("betas[0] = {} must lie in [0, 1)", beta1));
-  if (!(beta2 >= 0 && beta2 < 1)) found.push_back(fmt::format("betas[1] = {} must lie in [0, 1)", beta2));
-  if (!(eps >= 0)) found.push_back(fmt::format("eps = {} must be at least 0", eps));
-  if (!(weight_decay >= 0)) found.push_back(fmt::format("weight_decay = {} must be at least 0", weight_decay));
-  return found;
+  return violations_of_moments(lr, beta1, beta2, eps, weight_decay);
 }
 
 void read(Section& section, AdamaxRuleOptions& options) {
-  std::vector<double> betas{options.beta1, options.beta2};
-  section.read("betas", betas);
-  if (betas.size() != 2) section.fail("betas", fmt::format("expected two numbers, got {}.", betas.size()));
-  options.beta1 = betas[0];
-  options.beta2 = betas[1];
+  read_betas(section, options.beta1, options.beta2);
   section.read("eps", options.eps);
   section.read("weight_decay", options.weight_decay);
   section.check(options.violations());

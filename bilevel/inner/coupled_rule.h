@@ -6,9 +6,10 @@
 
 namespace bilevel {
 
-/// What the rules have in common that adapt the length of their steps and add w y to the gradient: G = ∂y g + w y, at rest 0.
+/// What the rules have in common that add w y to the gradient: G = ∂y g + w y, at rest 0.
 ///
-/// Hyperparameters: lr, …, weight_decay. A product with w is left out where w is 0 for good.
+/// Hyperparameters: lr, …, weight_decay. A product with w is left out where w is 0 for good and no graph wants its derivative. All
+/// but sgd adapt the length of their steps.
 class CoupledRule : public UpdateRule {
  public:
   std::vector<std::string> hyperparameters() const override { return {"lr", "weight_decay"}; }
@@ -20,6 +21,7 @@ class CoupledRule : public UpdateRule {
 
  protected:
   CoupledRule(double lr, double weight_decay, std::vector<std::string> learned);
+  bool decays() const;                            // w is not 0 for good
   at::Tensor decayed(const RuleInput& in) const;  // G
 
   double lr_, weight_decay_;

@@ -28,15 +28,7 @@ std::vector<std::string> ProximalGradientOptions::violations() const {
 }
 
 void read(Section& section, ProximalGradientOptions& options) {
-  if (section.is_number("lr")) {
-    double lr = 0;
-    section.read("lr", lr);
-    options.lr = lr;
-  } else {
-    std::string lr = "auto";
-    section.read("lr", lr);
-    if (lr != "auto") section.fail("lr", fmt::format("expected a number or \"auto\", got \"{}\".", lr));
-  }
+  read_lr(section, options.lr);
   section.read("steps", options.max_iterations);
   section.read("tolerance", options.tolerance);
   section.check(options.violations());

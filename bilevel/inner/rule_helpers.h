@@ -8,6 +8,7 @@
 
 namespace bilevel {
 
+class Section;
 class UpdateRule;
 
 inline bool contains(const std::vector<std::string>& names, std::string_view name) {
@@ -21,6 +22,11 @@ inline at::Tensor hyperparameter_bar(const at::Tensor& h, const at::Tensor& a, c
 
 /// Throws Error where x is to determine a hyperparameter that `rule` does not have.
 void check_learned(const UpdateRule& rule, const std::vector<std::string>& learned);
+
+/// Reads `betas`, a list of two numbers.
+void read_betas(Section& section, double& beta1, double& beta2);
+/// The violations of the options that Adam and Adamax have alike.
+std::vector<std::string> violations_of_moments(double lr, double beta1, double beta2, double eps, double weight_decay);
 
 /// √u with the derivative 0 where u ≤ 0, in place of an infinite one; 0 where u < 0 by rounding.
 at::Tensor finite_sqrt(const at::Tensor& u);

@@ -45,20 +45,7 @@ std::vector<std::string> RuleSolverOptions::violations() const {
 }
 
 void read(Section& section, RuleSolverOptions& options) {
-  if (section.is_number("lr")) {
-    double lr = 0;
-    section.read("lr", lr);
-    options.lr = lr;
-  } else {
-    std::string lr = "auto";
-    if (!section.has("lr") && options.lr) {
-      section.read("lr", *options.lr);
-    } else {
-      section.read("lr", lr);
-      if (lr != "auto") section.fail("lr", fmt::format("expected a number or \"auto\", got \"{}\".", lr));
-      options.lr = std::nullopt;
-    }
-  }
+  read_lr(section, options.lr);
   section.read("steps", options.steps);
   section.read("tolerance", options.tolerance);
   section.read("check_every", options.check_every);

@@ -34,14 +34,12 @@ void read(Section& section, SgdRuleOptions& options) {
 }
 
 SgdRule::SgdRule(SgdRuleOptions options)
-    : options_(std::move(options)), buffered_(options_.momentum != 0 || contains(options_.learned, "momentum")) {
+    : CoupledRule(options.lr, options.weight_decay, options.learned),
+      options_(std::move(options)),
+      buffered_(options_.momentum != 0 || contains(options_.learned, "momentum")) {
   const auto found = options_.violations();
   require(found.empty(), fmt::format("SgdRule: {}.", fmt::join(found, "; ")));
-  const auto known = hyperparameters();
-  for (const auto& name : options_.learned) {
-    require(contains(known, name),
-            fmt::format("SgdRule: x cannot determine \"{}\"; the hyperparameters are {}.", name, one_of(known)));
-  }
+  check_learned(*this, options_.learned);
 }
 
 std::vector<std::string> SgdRule::hyperparameters() const {
@@ -52,17 +50,6 @@ std::vector<std::string> SgdRule::hyperparameters() const {
 std::vector<double> SgdRule::defaults() const {
   if (!buffered_) return {options_.lr, options_.weight_decay};
   return {options_.lr, options_.momentum, options_.dampening, options_.weight_decay};
-}
-
-bool SgdRule::decays() const { return options_.weight_decay != 0 || contains(options_.learned, "weight_decay"); }
-
-at::Tensor SgdRule::residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const {
-  return decays() ? gradient + h.back() * y : gradient;
-}
-
-// The product with w is left out only where w is 0 for good and no graph wants its derivative.
-at::Tensor SgdRule::decayed(const RuleInput& in) const {
-  return decays() || in.h.back().requires_grad() ? in.gradient + in.h.back() * in.y : in.gradient;
 }
 
 RuleOutput SgdRule::step(const RuleInput& in) const {

@@ -1,6 +1,6 @@
 #pragma once
 #include "bilevel/core/config.h"
-#include "bilevel/inner/update_rule.h"
+#include "bilevel/inner/coupled_rule.h"
 
 namespace bilevel {
 
@@ -20,23 +20,19 @@ void read(Section& section, SgdRuleOptions& options);
 /// Stochastic gradient descent exactly as torch.optim.SGD: the momentum buffer starts as the first gradient, undamped.
 ///
 /// Hyperparameters: lr, weight_decay without momentum; lr, momentum, dampening, weight_decay with it. Derivatives in closed form.
-class SgdRule final : public UpdateRule {
+class SgdRule final : public CoupledRule {
  public:
   explicit SgdRule(SgdRuleOptions options);
   std::string_view name() const override { return "sgd"; }
   int64_t slots() const override { return buffered_ ? 1 : 0; }
   std::vector<std::string> hyperparameters() const override;
   std::vector<double> defaults() const override;
-  std::vector<std::string> learned() const override { return options_.learned; }
   RuleOutput step(const RuleInput& in) const override;
   RuleCotangent vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const override;
   RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const override;
-  at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const override;
-  double coupled_weight_decay() const override { return options_.weight_decay; }
+  bool scale_free() const override { return false; }
 
  private:
-  at::Tensor decayed(const RuleInput& in) const;
-  bool decays() const;
   SgdRuleOptions options_;
   bool buffered_;
 };

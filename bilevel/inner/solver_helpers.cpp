@@ -32,6 +32,19 @@ void refuse_step_size(std::string_view solver) {
       "{} has no step size for a one-step estimator or Neumann's scale; give `scale`, or use a rule such as sgd.", solver));
 }
 
+void read_lr(Section& section, std::optional<double>& lr) {
+  if (section.is_number("lr") || (!section.has("lr") && lr)) {
+    double number = lr.value_or(0);
+    section.read("lr", number);
+    lr = number;
+    return;
+  }
+  std::string text = "auto";
+  section.read("lr", text);
+  if (text != "auto") section.fail("lr", fmt::format("expected a number or \"auto\", got \"{}\".", text));
+  lr = std::nullopt;
+}
+
 void conclude(InnerSolution& solution, double tolerance, bool stuck) {
   const double norm = solution.stationarity;
   if (!std::isfinite(norm + solution.loss)) {

@@ -1,6 +1,8 @@
 #pragma once
+#include <optional>
 #include <string_view>
 
+#include "bilevel/core/config.h"
 #include "bilevel/inner/inner_solver.h"
 
 namespace bilevel {
@@ -13,6 +15,9 @@ void require_loss(const Problem& problem, std::string_view solver);
 void refuse_trajectory(const TrajectoryPolicy& policy, std::string_view solver);
 /// Throws Error: there is no step size that would stand for the inverse Hessian.
 [[noreturn]] void refuse_step_size(std::string_view solver);
+
+/// Reads `lr`, a number or "auto" (none).
+void read_lr(Section& section, std::optional<double>& lr);
 
 /// Status and message from loss, stationarity and steps. `stuck`: rounding allows no further decrease.
 void conclude(InnerSolution& solution, double tolerance, bool stuck);

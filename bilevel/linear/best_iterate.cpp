@@ -1,7 +1,6 @@
 #include "bilevel/linear/best_iterate.h"
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include <cmath>
 
@@ -26,24 +25,15 @@ void BestIterate::offer(const at::Tensor& q, double residual, bool exact) {
   exact_ = exact;
 }
 
-std::string BestIterate::stopped_by_rounding(double residual) const {
-  return fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residual, toString(b_.scalar_type()));
-}
-
 LinearResult BestIterate::finish(double tolerance) {
   if (!exact_) {
     const double residual = at::linalg_vector_norm(b_ - system_.apply(q_)).item<double>();
     if (std::isfinite(residual)) residual_ = residual;  // else an operator that has become NaN on the way
   }
   if (!failed(result.status)) result.status = residual_ <= tolerance ? Status::kConverged : Status::kIterationLimit;
-  if (result.message.empty()) {
-    result.message =
-        result.status == Status::kConverged
-            ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, residual_)
-            : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, residual_);
-  }
   result.solution = q_;
   result.relative_residual = residual_;
+  describe(result);
   return std::move(result);
 }
 

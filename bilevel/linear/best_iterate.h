@@ -1,6 +1,4 @@
 #pragma once
-#include <string>
-
 #include "bilevel/linear/system.h"
 
 namespace bilevel {
@@ -17,8 +15,6 @@ class BestIterate {
 
   /// Takes q where its residual is smaller. A residual that is not computed from q itself is checked at the end.
   void offer(const at::Tensor& q, double residual, bool exact);
-  /// The message where the residual stopped falling at the rounding of the dtype.
-  std::string stopped_by_rounding(double residual) const;
   /// Checks the residual where that is needed, and writes status and message unless the solver did.
   LinearResult finish(double tolerance);
 

@@ -84,7 +84,7 @@ class Bicg {
     if (!std::isfinite(residual)) {
       non_finite("residual");
     } else if (residual > tolerance_ && drift > 0.5 * residual) {
-      if (drifted_ > 0 && residual > 0.5 * drifted_) best_.result.message = best_.stopped_by_rounding(residual);
+      if (drifted_ > 0 && residual > 0.5 * drifted_) best_.result.message = system_.stopped_by_rounding(residual);
       drifted_ = residual;
       restart();
     }

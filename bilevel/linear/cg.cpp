@@ -229,8 +229,7 @@ class ConjugateGradients {
         // The recursion no longer knows the residual: go on from the true one, as long as that helps.
         if (row.drifted > 0 && residual[i] > 0.5 * row.drifted) {
           row.result.status = Status::kIterationLimit;
-          row.result.message =
-              fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residual[i], toString(b_.scalar_type()));
+          row.result.message = system_.stopped_by_rounding(residual[i]);
           done[i] = true;
         }
         row.drifted = residual[i];
@@ -290,12 +289,7 @@ class ConjugateGradients {
     result.relative_residual = row.best.residual;
     result.solution = best_[i].clone();
     if (result.status == Status::kIterationLimit && row.best.residual <= tolerance_) result.status = Status::kConverged;
-    if (result.message.empty()) {
-      result.message =
-          result.status == Status::kConverged
-              ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, row.best.residual)
-              : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, row.best.residual);
-    }
+    describe(result);
     result.smallest_curvature = curvature(row, i);
     results_[static_cast<size_t>(row.index)] = std::move(result);
   }

@@ -126,7 +126,7 @@ LinearResult solve_one(const System& system, const GmresOptions& options, const 
     if (failed(result.status) || residual <= tolerance || result.iterations >= options.iterations) continue;
     if (!(residual < 0.999 * before)) {
       result.message = residual < 1e3 * system.epsilon()
-                           ? best.stopped_by_rounding(residual)
+                           ? system.stopped_by_rounding(residual)
                            : fmt::format(
                                  "A cycle of {} products gained nothing at a relative residual of {:.3g}; a larger "
                                  "`restart` would help, unless A is singular.",

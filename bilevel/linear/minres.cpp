@@ -72,19 +72,12 @@ class MinimalResiduals {
     results_.resize(k);
     rows_.resize(k);
     b_ = system_.b();
-    q_ = at::zeros_like(b_);
-    u_ = b_.clone();
-    for (size_t i = 0; i < k; ++i) rows_[i].index = i;
-    if (system_.q0().defined()) {
-      const at::Tensor r0 = b_ - system_.apply(system_.q0());
-      const auto residuals = numbers(at::linalg_vector_norm(r0, 2, {1}));
-      for (size_t i = 0; i < k; ++i) {
-        if (!(residuals[i] < 1)) continue;  // NaN among them
-        const auto row = static_cast<int64_t>(i);
-        q_[row].copy_(system_.q0()[row]);
-        u_[row].copy_(r0[row]);
-        rows_[i].best = residuals[i];
-      }
+    const System::Start start = system_.start();
+    q_ = start.q;
+    u_ = start.r;
+    for (size_t i = 0; i < k; ++i) {
+      rows_[i].index = i;
+      rows_[i].best = start.residuals[i];
     }
     best_ = q_.clone();
     w_ = at::zeros_like(b_);
@@ -213,8 +206,7 @@ class MinimalResiduals {
       } else if (row.closed || std::sqrt(uz[i]) > 2 * row.phi_bar) {
         // The recursion no longer knows the residual: go on from the true one, as long as that helps.
         if (row.drifted > 0 && residuals[i] > 0.5 * row.drifted) {
-          row.result.message = fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residuals[i],
-                                           toString(b_.scalar_type()));
+          row.result.message = system_.stopped_by_rounding(residuals[i]);
           done[i] = true;
         }
         row.drifted = residuals[i];
@@ -277,12 +269,7 @@ class MinimalResiduals {
     }
     result.relative_residual = row.best;
     result.solution = best_[i].clone();
-    if (result.message.empty()) {
-      result.message =
-          result.status == Status::kConverged
-              ? fmt::format("Converged in {} iterations to a relative residual of {:.3g}.", result.iterations, row.best)
-              : fmt::format("Did {} iterations, to a relative residual of {:.3g}.", result.iterations, row.best);
-    }
+    describe(result);
     // With M they would be Ritz values of M⁻¹A.
     if (!precondition_ && !row.diagonal.empty()) result.smallest_curvature = smallest_eigenvalue(row.diagonal, row.squares);
     results_[row.index] = std::move(result);

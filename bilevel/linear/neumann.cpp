@@ -57,20 +57,12 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
 
   std::vector<LinearResult> results(static_cast<size_t>(system.rows()));
   std::vector<Row> rows(results.size());
-  at::Tensor right = system.b(), q = at::zeros_like(right), r = right.clone();
-  for (size_t i = 0; i < rows.size(); ++i) rows[i].index = i;
-  if (system.q0().defined()) {
-    const at::Tensor r0 = right - system.apply(system.q0());
-    const auto residuals = lengths(r0);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      if (!(residuals[i] < 1)) continue;  // NaN among them
-      const auto row = static_cast<int64_t>(i);
-      q[row].copy_(system.q0()[row]);
-      r[row].copy_(r0[row]);
-      rows[i].residual = rows[i].lowest = residuals[i];
-    }
+  System::Start start = system.start();
+  at::Tensor right = system.b(), q = start.q, r = start.r, best = q.clone();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].index = i;
+    rows[i].residual = rows[i].lowest = start.residuals[i];
   }
-  at::Tensor best = q.clone();
 
   const auto leave = [&](const std::vector<bool>& done) {
     std::vector<int64_t> left;

@@ -69,7 +69,7 @@ LinearResult solve_one(const System& system, const NormalCgOptions& options, con
       }
       if (residual > tolerance && drift > 0.5 * residual) {
         if (drifted > 0 && residual > 0.5 * drifted) {
-          result.message = best.stopped_by_rounding(residual);
+          result.message = system.stopped_by_rounding(residual);
           result.history.push_back(residual);
           break;
         }

@@ -54,21 +54,13 @@ LinearResult Richardson::solve(const Operator& A, const at::Tensor& b, const at:
 
   std::vector<LinearResult> results(static_cast<size_t>(system.rows()));
   std::vector<Row> rows(results.size());
-  at::Tensor right = system.b(), q = at::zeros_like(right), r = right.clone();
-  std::vector<double> residuals(rows.size(), 1.0);
-  for (size_t i = 0; i < rows.size(); ++i) rows[i].index = i;
-  if (system.q0().defined()) {
-    const at::Tensor r0 = right - system.apply(system.q0());
-    const auto at_q0 = numbers(at::linalg_vector_norm(r0, 2, {1}));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      if (!(at_q0[i] < 1)) continue;  // NaN among them
-      const auto row = static_cast<int64_t>(i);
-      q[row].copy_(system.q0()[row]);
-      r[row].copy_(r0[row]);
-      residuals[i] = rows[i].lowest = at_q0[i];
-    }
+  System::Start start = system.start();
+  at::Tensor right = system.b(), q = start.q, r = start.r, best = q.clone();
+  std::vector<double> residuals = start.residuals;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].index = i;
+    rows[i].lowest = residuals[i];
   }
-  at::Tensor best = q.clone();
 
   for (int64_t k = 0; !rows.empty(); ++k) {
     if (k > 0) {
@@ -93,15 +85,13 @@ LinearResult Richardson::solve(const Operator& A, const at::Tensor& b, const at:
         const bool rises = residuals[i] > growth * row.lowest;
         // A residual cannot be smaller than the rounding of A q: ε ‖A‖ ‖q‖, with ‖A‖ about 1/s.
         if (rises && residuals[i] <= 100 * system.epsilon() * at::linalg_vector_norm(q[at] / s).item<double>()) {
-          result.message =
-              fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", row.lowest, toString(b.scalar_type()));
+          result.message = system.stopped_by_rounding(row.lowest);
           done = true;
         } else if (rises) {
           result.status = Status::kDiverged;
           result.message = fmt::format(
               "The fixed point diverges at step {}: every |1 − sλ| must be below 1, so the scale below 2 / (largest eigenvalue "
-              "of "
-              "A) and the eigenvalues in the right half plane.",
+              "of A) and the eigenvalues in the right half plane.",
               k);
           done = true;
         } else if (residuals[i] < row.lowest) {

@@ -87,6 +87,25 @@ at::Tensor System::apply_transposed(const at::Tensor& v) const {
   return product(A_.apply_transposed ? A_.apply_transposed : A_.apply, v, {});
 }
 
+System::Start System::start() const {
+  Start start{at::zeros_like(b_), b_.clone(), std::vector<double>(static_cast<size_t>(rows()), 1.0)};
+  if (!q0_.defined()) return start;
+  const at::Tensor r0 = b_ - apply(q0_);
+  const auto residuals = numbers(at::linalg_vector_norm(r0, 2, {1}));
+  for (int64_t i = 0; i < rows(); ++i) {
+    const double residual = residuals[static_cast<size_t>(i)];
+    if (!(residual < 1)) continue;  // NaN among them
+    start.q[i].copy_(q0_[i]);
+    start.r[i].copy_(r0[i]);
+    start.residuals[static_cast<size_t>(i)] = residual;
+  }
+  return start;
+}
+
+std::string System::stopped_by_rounding(double residual) const {
+  return fmt::format("The residual stopped falling at {:.3g}, the rounding of {}.", residual, toString(b_.scalar_type()));
+}
+
 LinearResult System::result(std::vector<LinearResult> rows) const {
   std::vector<LinearResult> all;
   auto next = rows.begin();
@@ -127,6 +146,13 @@ LinearResult System::each(const std::function<LinearResult(const at::Tensor& b, 
   std::vector<LinearResult> results;
   for (int64_t i = 0; i < rows(); ++i) results.push_back(solve(b_[i], q0_.defined() ? q0_[i] : q0_));
   return result(std::move(results));
+}
+
+void describe(LinearResult& result) {
+  if (!result.message.empty()) return;
+  const char* how = result.status == Status::kConverged ? "Converged in {} iterations to a relative residual of {:.3g}."
+                                                        : "Did {} iterations, to a relative residual of {:.3g}.";
+  result.message = fmt::format(fmt::runtime(how), result.iterations, result.relative_residual);
 }
 
 at::Tensor products(const Operator& A, const at::Tensor& v) {

@@ -27,6 +27,16 @@ class System {
   at::Tensor apply(const at::Tensor& v, at::Tensor sum = {}) const;  // (A + δI) v
   at::Tensor apply_transposed(const at::Tensor& v) const;            // (A + δI)ᵀ v
 
+  /// Where each row begins, in memory of its own: at q0 where that has a smaller residual than zero, else at zero.
+  struct Start {
+    at::Tensor q, r;                // r = b − (A + δI) q, [rows, d]
+    std::vector<double> residuals;  // lengths of r
+  };
+  Start start() const;
+
+  /// The message where the residual stopped falling at the rounding of the dtype.
+  std::string stopped_by_rounding(double residual) const;
+
   /// The result for the b that was given, from those of the rows, whose solutions are [d] and in the scale of b().
   LinearResult result(std::vector<LinearResult> rows) const;
   /// The same for a solver that knows one right-hand side at a time. b is [d], q0 [d] or undefined.
@@ -41,6 +51,9 @@ class System {
   std::vector<double> largest_, length_;  // of each b given, ‖b‖ = largest · length; apart, because the product may overflow
   std::vector<int64_t> kept_;             // which of them are rows here
 };
+
+/// Says how far a solve came in how many iterations, where its message is still empty.
+void describe(LinearResult& result);
 
 /// A v for each row of v, as blocks where A takes them.
 at::Tensor products(const Operator& A, const at::Tensor& v);

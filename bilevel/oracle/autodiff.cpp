@@ -25,15 +25,6 @@
 namespace bilevel {
 namespace {
 
-// Applies `product` to each row of a block, or to a single direction.
-template <class F>
-at::Tensor rowwise(const at::Tensor& v, F product) {
-  if (v.dim() == 1) return product(v);
-  std::vector<at::Tensor> rows;
-  for (int64_t i = 0; i < v.size(0); ++i) rows.push_back(product(v[i]));
-  return at::stack(rows);
-}
-
 at::Tensor scalar(const at::Tensor& loss, const char* which) {
   if (!loss.defined() || loss.numel() != 1) {
     throw Error(fmt::format("Problem::{}: expected a scalar, got {}.", which,

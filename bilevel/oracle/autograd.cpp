@@ -33,6 +33,13 @@ at::Tensor Jacobian::push(size_t input, const at::Tensor& u) {
   return gradients(pulled_[input], {w_}, u, /*retain_graph=*/true)[0];
 }
 
+at::Tensor rowwise(const at::Tensor& v, const std::function<at::Tensor(const at::Tensor&)>& product) {
+  if (v.dim() == 1) return product(v);
+  std::vector<at::Tensor> rows;
+  for (const at::Tensor& row : v.unbind(0)) rows.push_back(product(row));
+  return at::stack(rows);
+}
+
 at::Tensor leaf(const at::Tensor& value) { return value.detach().requires_grad_(true); }
 
 }  // namespace bilevel

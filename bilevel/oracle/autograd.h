@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -12,6 +13,9 @@ std::vector<at::Tensor> gradients(const at::Tensor& output, const std::vector<at
 
 /// A copy of the handle that autograd treats as an independent variable.
 at::Tensor leaf(const at::Tensor& value);
+
+/// Applies `product` to a single direction, or to each row of a block.
+at::Tensor rowwise(const at::Tensor& v, const std::function<at::Tensor(const at::Tensor&)>& product);
 
 /// A vector as a function of several leaves, with products with its Jacobians J_i on both sides, each for as many times as one
 /// likes. The products J_i u_i come from differentiating J_iᵀ w by w, in which it is linear: no forward mode is needed.

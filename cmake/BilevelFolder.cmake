@@ -53,9 +53,9 @@ endfunction()
 function(bilevel_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;USES;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
+  target_compile_options(${name} PRIVATE -O1)  # a test waits for the engine, and not for itself
   target_link_libraries(${name} PRIVATE bilevel_flags ${ARG_USES} deps::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")
-  target_compile_definitions(${name} PRIVATE BILEVEL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   bilevel_program(${name})
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
     PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")

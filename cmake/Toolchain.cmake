@@ -1,9 +1,9 @@
 # Compiler cache, fast linker, warnings, sanitizers: whatever the machine offers, nothing required.
 find_program(BILEVEL_CCACHE ccache)
 if(BILEVEL_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # A precompiled header is cached only if its time stamps and macros are left out of the key.
+  # A precompiled header is cached only if its time stamps and macros are left out of the key. In depend mode nothing is preprocessed twice.
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
-      CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${BILEVEL_CCACHE})
+      CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1 ${BILEVEL_CCACHE})
 endif()
 find_program(BILEVEL_MOLD mold)
 if(BILEVEL_MOLD)

@@ -17,6 +17,7 @@
 #include "bilevel/problem/label_noise.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/label_posterior.h"
+#include "tasks/planted_errors.h"
 #include "tasks/reweight_job.h"
 
 namespace bilevel {

@@ -29,7 +29,7 @@ void add_reweight(CLI::App& app, Action& action);
 void add_predict(CLI::App& app, Action& action);
 
 /// The reweighting job of a configuration; the exit status.
-int reweight(Config config, std::string out, bool json);
+int reweight(Config config, std::string out, bool json, bool strict);
 
 /// A configuration and what the command line changes in it.
 struct ConfigArguments {

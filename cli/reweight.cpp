@@ -19,7 +19,7 @@ struct Arguments {
   std::string data, label, source, y, trusted, trusted_y, test, test_y, trusted_fraction;
   std::string by, model, seeds, seed, threads, simulate, builtin, out;
   std::vector<std::string> sets;
-  bool json = false;
+  bool json = false, strict = false;
 };
 
 std::string quoted(const std::string& text) {
@@ -80,8 +80,9 @@ Config configuration(const Arguments& a) {
 
 }  // namespace
 
-int reweight(Config config, std::string out, bool json) {
-  const RunFront front = terminal_front();
+int reweight(Config config, std::string out, bool json, bool strict) {
+  RunFront front = terminal_front();
+  front.strict = strict;
   if (out.empty()) out = default_run_directory("reweight");
   RunDirectory::check_free(out);
   const ReweightJob job(std::move(config));
@@ -109,11 +110,11 @@ int reweight(Config config, std::string out, bool json) {
       fmt::print("{}\nThe whole report: {}\n", render_terminal(report, terminal_width(), color_on_stdout()),
                  beside(out, "/report.html"));
     }
+    return report.verdict.grade == Grade::kBad ? 1 : 0;
   } catch (const Interrupted&) {
     fmt::print(stderr, "Interrupted; nothing was written. The job takes the same way again when it is started again.\n");
     return 130;
   }
-  return 0;
 }
 
 void add_reweight(CLI::App& app, Action& action) {
@@ -148,11 +149,12 @@ void add_reweight(CLI::App& app, Action& action) {
       ->expected(1);
   command->add_option("--out", a->out, "the results' directory, new or empty; runs/reweight-<n> unless given")->type_name("DIR");
   command->add_flag("--json", a->json, "print one JSON object (summary.json) on stdout, and nothing else");
+  command->add_flag("--strict", a->strict, "end with the first hypergradient whose status is BAD, and write nothing");
   command->footer(
       "Without --data, the demonstration: 12,000 images, each labelled by one of twenty simulated labellers, and 200 trusted "
       "ones.\n\n"
       "Example:\n  bilevel reweight --data labels.csv --label species --source observer --trusted checked.csv --out runs/trust");
-  command->callback([a, &action] { action = [a] { return reweight(configuration(*a), a->out, a->json); }; });
+  command->callback([a, &action] { action = [a] { return reweight(configuration(*a), a->out, a->json, a->strict); }; });
 }
 
 }  // namespace bilevel::cli

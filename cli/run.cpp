@@ -26,7 +26,7 @@ void add_run(CLI::App& app, Action& action) {
       const std::string out = arguments->out.empty() ? default_run_directory(arguments->config.path) : arguments->out;
       RunDirectory::check_free(out);
       Config config = arguments->config.load();
-      if (ReweightJob::describes(config)) return reweight(std::move(config), out, /*json=*/false);
+      if (ReweightJob::describes(config)) return reweight(std::move(config), out, /*json=*/false, arguments->strict);
       const Experiment experiment(std::move(config));
       RunFront front = terminal_front();
       front.strict = arguments->strict;

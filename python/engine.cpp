@@ -9,6 +9,7 @@
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/linear/registry.h"
+#include "bilevel/problem/fingerprint.h"
 #include "bilevel/run/json.h"
 #include "python/layers.h"
 #include "python/problem.h"
@@ -28,21 +29,17 @@ Config config_of(const std::vector<std::string>& assignments) {
 
 /// An experiment on Python losses.
 ///
-/// The problem takes the place of [problem] and [data]; `identity` is written into [problem], so that a resumed run can tell
-/// whether it was given the same one.
+/// The problem takes the place of [problem] and [data].
 TaskMaker maker(const py::object& spec) {
   return [spec](const Config& config, c10::Device) {
     const py::gil_scoped_acquire gil;
     Section section = config.root().section("problem");
-    const auto identity = spec.attr("identity").cast<std::string>();
-    std::string task = "python", of_run = identity;
+    std::string task = "python";
     section.read("task", task);
-    section.read("identity", of_run);
     section.finish();
-    require(of_run == identity,
-            fmt::format("The run was started with other shapes, dtypes or data ({}) than it is given now ({}).", of_run, identity));
     Task made;
     made.name = "python";
+    made.identity = spec.attr("identity").cast<std::string>();
     made.problem = std::make_unique<PythonProblem>(spec);
     return made;
   };
@@ -172,6 +169,7 @@ PYBIND11_MODULE(_engine, m) {
              }
              return to_dict(result);
            });
+  m.def("fingerprint", &fingerprint);
   m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
     const TaskMaker make = maker(spec);
     const RunFront front = front_of(record);

@@ -17,19 +17,12 @@
 #include "tasks/experiment.h"
 #include "tasks/reweight_job.h"
 #include "tasks/supervised.h"
+#include "tasks/trust_learning.h"
 
 namespace bilevel {
 namespace {
 
 namespace fs = std::filesystem;
-
-void refuse_jobs(const Config& config, const char* command) {
-  require(!ReweightJob::describes(config),
-          fmt::format(
-              "`bilevel {}` examines one bilevel problem, and task = \"reweight\" is a job of several stages. A configuration of "
-              "`bilevel new supervised` with source_weight describes the problem inside it.",
-              command));
-}
 
 int64_t steps_of(const InnerSolver& solver) {
   const auto* rule = dynamic_cast<const RuleSolver*>(&solver);
@@ -78,39 +71,107 @@ bool has_dtype(const Experiment& experiment) {
   return Config::parse(experiment.text(), "").root().section("problem").has("dtype");
 }
 
-}  // namespace
+/// A bilevel problem, the loop that solves it and where it begins, whichever kind of configuration describes them.
+struct Setting {
+  std::shared_ptr<const void> owner;
+  const Oracle* oracle = nullptr;
+  const DoubleLoop* loop = nullptr;
+  State start = {};
+  bool started = false;  // the start has been solved for already, and is where its inner solve begins
+  EstimatorSettings configured = {};
+  bool configurable = true;
+};
 
-Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
-  refuse_jobs(config, "doctor");
-  require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
-  Section root = config.root();
-  const std::vector<std::string> keys =
-      root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
-  const Experiment experiment(std::move(config));
-  const DoubleLoop& algorithm = experiment.algorithm();
-  State state = algorithm.init();
+/// The problem inside a reweighting job, as its first seed has it.
+struct TrustSetting {
+  explicit TrustSetting(Config config) : job(std::move(config)) {
+    require(job.has_trusted(),
+            "This configuration has no trusted samples, so there is no bilevel problem yet. `bilevel reweight` says which to label.");
+    data = trust_data(job.data(job.seed()), job.options());
+  }
+  ReweightJob job;
+  TrustData data;
+};
+
+/// After `after` outer steps; `precise` is the same problem in double, without an oracle where `setting` is in double itself.
+Diagnosis examine(const Setting& setting, const Setting& precise, int64_t after, const DoctorOptions& options) {
+  const DoubleLoop& loop = *setting.loop;
+  State state = setting.start;
   if (after > 0) {
     if (options.progress) options.progress(fmt::format("{} outer steps", after), 0.0);
-    algorithm.step(state, after);
+    loop.step(state, after);
   }
-  DoctorSubject subject{experiment.oracle(), algorithm.solver(), state.tensor("x"), {}};
-  if (after > 0 && algorithm.options().start == Start::kWarm) subject.y = state.tensor("y");
-  subject.inner_steps = steps_of(algorithm.solver());
-  subject.seed = algorithm.options().seed;
-  subject.configured = configured(keys, experiment.text());
-
-  std::unique_ptr<Experiment> precise;
-  if (subject.x.scalar_type() != at::kDouble) {
-    require(has_dtype(experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
-    precise = std::make_unique<Experiment>(copy_of(experiment, {"problem.dtype=\"float64\""}));
-    subject.precise = &precise->oracle();
-    subject.precise_solver = &precise->algorithm().solver();
+  DoctorSubject subject{*setting.oracle, loop.solver(), state.tensor("x"), {}};
+  if (setting.started || (after > 0 && loop.options().start == Start::kWarm)) subject.y = state.tensor("y");
+  subject.inner_steps = steps_of(loop.solver());
+  subject.seed = loop.options().seed;
+  subject.configured = setting.configured;
+  subject.configurable = setting.configurable;
+  if (precise.oracle != nullptr) {
+    subject.precise = precise.oracle;
+    subject.precise_solver = &precise.loop->solver();
   }
   return diagnose(subject, options);
 }
 
+Diagnosis examine_trust(Config config, int64_t after, const DoctorOptions& options) {
+  const TrustSetting trust(std::move(config));
+  const auto setting_of = [&](const TrustData& data) {
+    const auto learning = std::make_shared<const TrustLearning>(data, trust.job.options());
+    return Setting{.owner = learning, .oracle = &learning->oracle(), .loop = &learning->algorithm(), .start = learning->start(),
+                   .started = true, .configured = learning->estimator(), .configurable = false};
+  };
+  return examine(setting_of(trust.data), setting_of(in_double(trust.data)), after, options);
+}
+
+Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& options) {
+  Section root = config.root();
+  const std::vector<std::string> keys =
+      root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
+  const auto setting_of = [](const std::shared_ptr<const Experiment>& experiment) {
+    return Setting{.owner = experiment, .oracle = &experiment->oracle(), .loop = &experiment->algorithm(),
+                   .start = experiment->algorithm().init()};
+  };
+  const auto experiment = std::make_shared<const Experiment>(std::move(config));
+  Setting setting = setting_of(experiment), precise;
+  setting.configured = configured(keys, experiment->text());
+  if (setting.start.tensor("x").scalar_type() != at::kDouble) {
+    require(has_dtype(*experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
+    precise = setting_of(std::make_shared<const Experiment>(copy_of(*experiment, {"problem.dtype=\"float64\""})));
+  }
+  return examine(setting, precise, after, options);
+}
+
+}  // namespace
+
+Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
+  require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
+  return ReweightJob::describes(config) ? examine_trust(std::move(config), after, options)
+                                        : examine_experiment(std::move(config), after, options);
+}
+
+namespace {
+
+/// The learning of trust; nothing of it can be changed by the planner.
+PlanMaker trust_plan_maker(Config config) {
+  return [config = std::move(config)](const std::vector<std::string>&) {
+    const auto trust = std::make_shared<const TrustSetting>(config);
+    const auto learning = std::make_shared<const TrustLearning>(trust->data, trust->job.options());
+    PlanSubject subject;
+    subject.algorithm = &learning->algorithm();
+    subject.steps = trust_steps(trust->job.options());
+    subject.remark =
+        "These are the figures of learning trust, for one seed; it ends earlier where the hypergradient is mostly noise. The fits "
+        "of the job's table come on top.";
+    subject.owner = std::make_shared<const std::pair<decltype(trust), decltype(learning)>>(trust, learning);
+    return subject;
+  };
+}
+
+}  // namespace
+
 PlanMaker plan_maker(Config config) {
-  refuse_jobs(config, "plan");
+  if (ReweightJob::describes(config)) return trust_plan_maker(std::move(config));
   // The first run is made from the configuration itself, the others from its complete text.
   auto complete = std::make_shared<std::string>();
   return [config = std::move(config), complete](const std::vector<std::string>& sets) {
@@ -221,7 +282,9 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
 Explanation explain_run(const ExplainRequest& request) {
   const std::string config_file = (fs::path(request.directory) / "config.toml").string();
   require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
-  refuse_jobs(Config::load(config_file), "explain");
+  require(!ReweightJob::describes(Config::load(config_file)),
+          "`bilevel explain` takes a run of one bilevel problem apart, and task = \"reweight\" is a job of several stages that keeps no "
+          "solution of its inner problem. A configuration of `bilevel new supervised` with source_weight describes that problem.");
   const RunPoint point = point_of(request.directory, request.step, request.progress);
 
   Config config = Config::load(config_file);

@@ -11,11 +11,12 @@
 
 namespace bilevel {
 
-/// `diagnose` on what a configuration describes, after so many outer steps of it. The reference is had from the same
-/// configuration with dtype = "float64", where its problem has one.
+/// `diagnose` on what a configuration describes, after so many outer steps of it; of a job of several stages, on the bilevel
+/// problem inside it. The reference is had from the same problem in double: dtype = "float64", where its task has one.
 Diagnosis examine(Config config, int64_t after, const DoctorOptions& options);
 
-/// Runs of a configuration with keys changed, for `make_plan`. Every run is made anew, so that memory is what it would be.
+/// Runs of a configuration with keys changed, for `make_plan`; of a job of several stages, runs of the bilevel problem inside it.
+/// Every run is made anew, so that memory is what it would be.
 PlanMaker plan_maker(Config config);
 
 struct ExplainRequest {

@@ -20,6 +20,7 @@
 #include "bilevel/oracle/micro_batch.h"
 #include "bilevel/oracle/native.h"
 #include "bilevel/outer/registry.h"
+#include "bilevel/problem/fingerprint.h"
 #include "bilevel/problem/npy.h"
 
 namespace bilevel {
@@ -184,6 +185,7 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "rule", outer_keys(), task_.notes);
   outer.finish();
   const at::Tensor batches = read_batches(inner, problem.inner_samples());
+  identity_ = batches.defined() ? fmt::format("{}, batches {}", task_.identity, fingerprint({batches})) : task_.identity;
   std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
   for (const char* key : {"rule", "solver"}) {
     if (inner.was_set(key)) drop_keys_of_others(inner, "inner", key, inner_keys(problem), task_.notes);
@@ -278,7 +280,7 @@ RunResult run_experiment(const Experiment& experiment, const std::string& out, c
   RunDirectory::check_free(out);
   State state = experiment.algorithm().init();
   RunDirectory directory = RunDirectory::create(out, experiment.text());
-  directory.write_layout(experiment.problem().outer_layout(), experiment.problem().inner_layout());
+  directory.write_layout(experiment.problem().outer_layout(), experiment.problem().inner_layout(), experiment.identity());
   notice(front, fmt::format("Writing the run to {}.", out));
   return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
 }
@@ -291,6 +293,12 @@ RunResult resume_experiment(const std::string& path, const RunFront& front, cons
   }
   const Experiment experiment(Config::load(directory.file("config.toml")), make);
   const Problem& problem = experiment.problem();
+  if (const std::string of_run = directory.identity(); !of_run.empty()) {
+    require(of_run == experiment.identity(),
+            fmt::format("{}: the run was started with other shapes, dtypes or data ({}) than are there now ({}). The run is as it was: "
+                        "bring its data back, or start another one.",
+                        path, of_run, experiment.identity()));
+  }
   State state = experiment.algorithm().init();
   int64_t records = 0;
   if (directory.has_checkpoint()) {
@@ -307,7 +315,7 @@ RunResult resume_experiment(const std::string& path, const RunFront& front, cons
   } else {
     notice(front, "The run was stopped before its first checkpoint; it starts again.");
   }
-  directory.write_layout(problem.outer_layout(), problem.inner_layout());
+  directory.write_layout(problem.outer_layout(), problem.inner_layout(), experiment.identity());
   directory.cut_log(records);
   return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
 }

@@ -34,11 +34,14 @@ class Experiment {
   const DoubleLoop& algorithm() const { return *algorithm_; }
   const DriverOptions& driver_options() const { return driver_; }
   c10::Device device() const { return device_; }
+  /// What a resumed run must find again, in one line: a hash of the data.
+  const std::string& identity() const { return identity_; }
   /// The configuration, complete with defaults and absolute paths; it repeats the run.
   std::string text() const { return config_.text(); }
 
  private:
   Config config_;
+  std::string identity_;
   c10::Device device_ = c10::Device(c10::kCPU);
   std::unique_ptr<ThreadsGuard> threads_;
   Task task_;
@@ -63,7 +66,7 @@ RunResult run_experiment(const Experiment& experiment, const std::string& out, c
 
 /// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or
 /// from the start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and
-/// cost).
+/// cost). Throws Error, and changes nothing, where the problem's identity is not that of the run: its data have changed.
 RunResult resume_experiment(const std::string& directory, const RunFront& front = {}, const TaskMaker& make = make_task);
 
 /// runs/<stem of the configuration's file>-<n>, the first that is free.

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/problem/fingerprint.h"
 #include "tasks/supervised.h"
 
 namespace bilevel {
@@ -93,6 +94,7 @@ Task make_supervised(const Config& config, c10::Device device) {
   Section data = root.section("data");
   Task task;
   SupervisedData samples;
+  std::vector<at::Tensor> read_from_files;
   const auto load = [&](const char* key, Samples& into) {
     Section section = data.section(key);
     DataSpec spec;
@@ -102,6 +104,7 @@ Task make_supervised(const Config& config, c10::Device device) {
     const bool first = &into == &samples.inner;
     const Dataset loaded = load_dataset(spec, first ? nullptr : &task.encoding, first ? &task.encoding : nullptr);
     into = samples_of(loaded, options.model);
+    read_from_files.insert(read_from_files.end(), {loaded.features, loaded.labels, loaded.sources});
     if (first) {
       samples.sources = loaded.sources;
       samples.source_count = static_cast<int64_t>(loaded.source_names.size());
@@ -119,6 +122,10 @@ Task make_supervised(const Config& config, c10::Device device) {
 
   if (options.loss == "softmax") options.outputs = task.encoding.classes();
   task.problem = std::make_unique<SupervisedProblem>(std::move(options), std::move(samples));
+  // Where x and y begin may be in files too.
+  const at::Tensor x = task.problem->initial_outer();
+  read_from_files.insert(read_from_files.end(), {x, task.problem->initial_inner(x, 0)});
+  task.identity = "data " + fingerprint(read_from_files);
   return task;
 }
 

@@ -20,6 +20,7 @@ const std::vector<TaskRow>& tasks();
 struct Task {
   std::string name;
   std::unique_ptr<Problem> problem;
+  std::string identity;            // what a resumed run must find again, in one line; empty: nothing to compare
   Encoding encoding;               // of the inner data, for a model that is to meet new rows
   std::vector<std::string> notes;  // what the user should know about how the data were read
 };

@@ -9,21 +9,15 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "bilevel/algorithm/double_loop.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
-#include "bilevel/inner/adam.h"
-#include "bilevel/inner/lbfgs.h"
-#include "bilevel/inner/rule_solver.h"
-#include "bilevel/linear/cg.h"
-#include "bilevel/oracle/choice.h"
-#include "bilevel/oracle/counted.h"
 #include "bilevel/outer/adam.h"
 #include "bilevel/run/driver.h"
-#include "tasks/gram.h"
 #include "tasks/grouped_implicit.h"
 #include "tasks/label_posterior.h"
+#include "tasks/planted_errors.h"
 #include "tasks/trainer.h"
+#include "tasks/trust_learning.h"
 
 namespace bilevel {
 namespace {
@@ -31,7 +25,6 @@ namespace {
 // All rows of the table are trained to kFinal; what only chooses between them, and what only weighs samples, to kRough.
 constexpr double kFinal = 1e-3;
 constexpr double kRough = 3e-3;
-constexpr double kNetworkRidge = 1e-4;  // of a network's weights where no grid is searched
 
 /// 1 … n, the mean of their ranks for equal values.
 at::Tensor ranks(const at::Tensor& values) {
@@ -64,15 +57,18 @@ class Job {
       : data_(data),
         options_(options),
         watch_(watch),
+        trust_(trust_data(data, options)),
         n_(data.noisy.size()),
         m_(data.trusted.size()),
-        classes_(std::max(data.noisy.classes(), data.trusted.classes())),
-        sources_(data.noisy.sources.defined() ? data.noisy.sources : at::zeros({n_}, at::kLong)),
-        source_count_(std::max<int64_t>(1, static_cast<int64_t>(data.noisy.source_names.size()))),
-        trainer_(trainer_options(),
-                 {at::cat({shaped(data.noisy), shaped(data.trusted)}), at::cat({data.noisy.labels, data.trusted.labels})}),
-        noisy_features_(trainer_.data().features.narrow(0, 0, n_)),
-        trusted_features_(trainer_.data().features.narrow(0, n_, m_)) {
+        classes_(trust_.classes),
+        sources_(trust_.sources),
+        source_count_(trust_.source_count),
+        trainer_(trainer_options(), {at::cat({trust_.noisy.features, trust_.trusted.features}),
+                                     at::cat({data.noisy.labels, data.trusted.labels})}) {
+    // One copy of the features is enough.
+    trust_.noisy.features = trainer_.data().features.narrow(0, 0, n_);
+    trust_.trusted.features = trainer_.data().features.narrow(0, n_, m_);
+    trust_.gram = trainer_.gram();
     part_the_trusted();
     ridges_ = options.ridges;
     if (ridges_.empty()) ridges_ = convex() ? std::vector<double>{1e-3, 3e-3, 1e-2, 3e-2} : std::vector<double>{1e-4, 1e-3};
@@ -117,12 +113,6 @@ class Job {
     return trainer;
   }
 
-  at::Tensor shaped(const Dataset& data) const {
-    if (options_.model.kind != "cnn") return data.features;
-    require(data_.noisy.images(), "reweight: a cnn needs images, and these data are none. Use --model linear or mlp.");
-    return data.features.view({data.size(), 1, data_.noisy.height, data_.noisy.width});
-  }
-
   void poll() const {
     if (watch_.interrupt && watch_.interrupt->load()) throw Interrupted();
   }
@@ -132,16 +122,14 @@ class Job {
     if (watch_.stage) watch_.stage(name);
   }
 
-  /// Stratified by class, so that small groups are alike.
   void part_the_trusted() {
-    const int64_t groups = std::clamp<int64_t>(m_ / 4, 1, options_.groups);
-    const int64_t folds = std::min(options_.folds, groups);
-    const at::Tensor shuffled = Stream(options_.seed, "groups of the trusted").at(0).permutation(m_);
-    const at::Tensor order =
-        shuffled.index_select(0, std::get<1>(data_.trusted.labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
-    const at::Tensor group_of = at::empty({m_}, at::kLong).index_copy_(0, order, at::arange(m_).remainder(groups));
-    for (int64_t g = 0; g < groups; ++g) groups_.push_back((group_of == g).nonzero().squeeze(1));
-    for (int64_t k = 0; k < folds; ++k) folds_.push_back((group_of.remainder(folds) == k).nonzero().squeeze(1));
+    groups_ = trusted_groups(data_.trusted.labels, options_);
+    const size_t folds = std::min(static_cast<size_t>(options_.folds), groups_.size());
+    for (size_t k = 0; k < folds; ++k) {
+      std::vector<at::Tensor> of_fold;
+      for (size_t g = k; g < groups_.size(); g += folds) of_fold.push_back(groups_[g]);
+      folds_.push_back(std::get<0>(at::cat(of_fold).sort()));
+    }
     // A fit of a network costs as much as a whole row of a linear model: one held-back fold has to do for the choice of a ridge.
     fold_count_ = convex() ? static_cast<int64_t>(folds_.size()) : 1;
   }
@@ -149,7 +137,7 @@ class Job {
   at::Tensor zeros() const { return at::zeros({n_}, trainer_.data().features.options()); }
   at::Tensor ones() const { return at::ones({n_}, trainer_.data().features.options()); }
 
-  at::Tensor probabilities(const at::Tensor& y) const { return trainer_.logits(y, noisy_features_).softmax(0); }
+  at::Tensor probabilities(const at::Tensor& y) const { return trainer_.logits(y, trust_.noisy.features).softmax(0); }
 
   /// Weights of all samples: the noisy ones as given, the trusted ones 1, those of fold k (where k ≥ 0) 0.
   at::Tensor with_trusted(const at::Tensor& noisy, int64_t k = -1) const {
@@ -173,7 +161,7 @@ class Job {
       const bool small = static_cast<double>(folds_[k].size(0)) < 0.02 * kept.sum().item<double>();
       const at::Tensor y = trainer_.fit(kept, ridge, known ? fold_starts[k] : small ? score.y : at::Tensor{}, kRough).y;
       fold_starts[k] = y;
-      const at::Tensor z = trainer_.logits(y, trusted_features_.index_select(0, folds_[k]));
+      const at::Tensor z = trainer_.logits(y, trust_.trusted.features.index_select(0, folds_[k]));
       const at::Tensor labels = data_.trusted.labels.index_select(0, folds_[k]);
       score.loss += (z.logsumexp(0) - of_labels(z, labels)).sum().item<double>();
       score.accuracy += (z.argmax(0) == labels).sum().item<double>();
@@ -211,7 +199,7 @@ class Job {
     out.stationarity = fit.stationarity;
     out.y = fit.y;
     if (data_.test.features.defined()) {
-      const at::Tensor guess = trainer_.logits(fit.y, shaped(data_.test)).argmax(0);
+      const at::Tensor guess = trainer_.logits(fit.y, model_features(data_.test, data_.noisy, options_)).argmax(0);
       out.accuracy = (guess == data_.test.labels).to(at::kDouble).mean().item<double>();
     }
     return out;
@@ -275,100 +263,37 @@ class Job {
   };
 
   /// Stage 1: the bilevel problem, by the double loop.
-  Learned learn(Hyperparameter::Kind kind, int64_t steps, const std::vector<at::Tensor>& groups) {
-    SupervisedOptions supervised;
-    supervised.model = options_.model;
-    supervised.outputs = classes_;
-    supervised.dtype = trainer_.data().features.scalar_type();
-    supervised.seed = static_cast<int64_t>(options_.seed);
-    supervised.l2 = learning_ridge();
-    Hyperparameter weight;
-    weight.kind = kind;
-    supervised.hyperparameters = {weight};
-    SupervisedData data;
-    data.inner = {noisy_features_, data_.noisy.labels};
-    data.outer = {trusted_features_, data_.trusted.labels};
-    data.sources = sources_;
-    data.source_count = source_count_;
-    data.gram = trainer_.gram();
-    const SupervisedProblem problem(supervised, data);
-    const auto uncounted = make_oracle(problem);
-    const CountedOracle oracle(*uncounted);
-
-    CgOptions cg;
-    cg.iterations = options_.iterations;
-    cg.tolerance = 3e-2;  // of a direction for x; its last digits are lost in the sampling noise of the trusted set
-    cg.damping = convex() ? 0.0 : options_.damping;
-    ImplicitOptions implicit;
-    implicit.gauss_newton = !convex();
-    implicit.precondition = convex();
-    implicit.residual_warning = 0.5;
-    implicit.stationarity_warning = 1;
-    constexpr int64_t kProductRows = 2000;  // of a network; a product with all rows costs as much as a step of all rows
-    const BatchPlan rows = convex() || n_ <= kProductRows
-                               ? BatchPlan::full()
-                               : BatchPlan::shuffled(n_, kProductRows, Stream(options_.seed, "rows of the products"));
-    Learned learned;
-    std::vector<at::Tensor> found;  // by each call of the estimator, those too that a roll-back undoes
-    const auto estimator =
-        std::make_shared<GroupedImplicit>(std::make_unique<Implicit>(std::make_unique<Cg>(cg), implicit), groups, rows, found);
-    std::shared_ptr<InnerSolver> solver;
-    DoubleLoopOptions loop;
-    if (convex()) {
-      LbfgsOptions lbfgs;
-      lbfgs.tolerance = kFinal;
-      solver = std::make_shared<Lbfgs>(lbfgs);
-    } else {
-      solver = network_solver(1, problem);
-      loop.carry_rule_state = true;
-    }
-    const DoubleLoop algorithm(oracle, solver, estimator, std::make_shared<OuterAdam>(outer_options()), loop);
-    State state = algorithm.init();
-    if (!convex()) {  // a network needs a few epochs before its hypergradient means anything
-      const InnerSolution ahead =
-          network_solver(2, problem)->solve(oracle, state.tensor("x"), 0, {state.tensor("y"), {}, 0, 0}, {});
-      state.set("y", ahead.y);
-    }
+  Learned learn() {
+    const TrustLearning learning(trust_, options_);
     DriverOptions driver;
-    driver.steps = steps;
+    driver.steps = trust_steps(options_);
+    Learned learned;
     Watch watch;
     watch.interrupt = watch_.interrupt;
     watch.record = [&](const Record& record, const std::vector<RollBack>&) {
       result_.records.push_back(record);
-      if (found.empty()) return Signal::kContinue;  // the first solve failed
-      learned.history.push_back(found.back());
+      if (learning.found().empty()) return Signal::kContinue;  // the first solve failed
+      const at::Tensor& found = learning.found().back();
+      learned.history.push_back(found);
       // A step meters itself, and hides what it holds from the meter around it.
       peak_bytes_ = std::max(peak_bytes_, meter_.current_bytes() + record.cost.peak_bytes);
       if (watch_.record) watch_.record(record);
-      return record.step >= 2 && signal_share(found.back()) < options_.signal ? Signal::kStop : Signal::kContinue;
+      if (watch_.strict && record.grade == Grade::kBad) return Signal::kAbort;
+      return record.step >= 2 && signal_share(found) < options_.signal ? Signal::kStop : Signal::kContinue;
     };
-    const RunResult run = Driver(algorithm, driver).run(std::move(state), watch);
+    const RunResult run = Driver(learning.algorithm(), driver).run(learning.start(), watch);
     if (run.outcome == Outcome::kInterrupted) throw Interrupted();
+    if (run.outcome == Outcome::kAborted) {
+      throw std::runtime_error(
+          fmt::format("Stopped at step {} of learning trust, because --strict was given: {}", run.last.step, run.last.message));
+    }
     if (run.outcome == Outcome::kDiverged)
       throw std::runtime_error(fmt::format("Learning whom to trust failed. {}", run.message));
     learned.x = run.state.tensor("x");
     learned.y = run.state.tensor("y");
     learned.history.resize(static_cast<size_t>(run.steps));  // the last record describes the end, and moves x no more
-    cost_ += oracle.cost();
+    cost_ += learning.oracle().cost();
     return learned;
-  }
-
-  std::shared_ptr<InnerSolver> network_solver(int64_t epochs, const Problem& problem) const {
-    RuleSolverOptions rule;
-    rule.lr = trainer_.options().lr;
-    rule.batch = std::min(trainer_.options().batch, n_);
-    rule.steps = epochs * std::max<int64_t>(20, problem.inner_samples() / rule.batch);
-    rule.carry_state = true;
-    return std::make_shared<RuleSolver>(std::make_unique<AdamRule>(AdamRuleOptions{}), rule,
-                                        BatchPlan::shuffled(n_, rule.batch, Stream(options_.seed, "batches")));
-  }
-
-  /// The path of x and its replays move by the same rule.
-  OuterAdamOptions outer_options() const {
-    OuterAdamOptions adam;
-    adam.lr = options_.lr;
-    adam.shared = true;
-    return adam;
   }
 
   /// Where x would have gone with other multiplicities [G] of the groups, along the hypergradients of the path that was taken.
@@ -377,7 +302,7 @@ class Job {
     for (size_t g = 0; g < groups_.size(); ++g) share[static_cast<int64_t>(g)] = static_cast<double>(groups_[g].size(0));
     share = share * multiplicity.to(share.scalar_type());
     share = share / share.sum();
-    const OuterAdam optimizer(outer_options());
+    const OuterAdam optimizer(trust_outer_options(options_));
     State state;
     at::Tensor x = at::zeros_like(learned.x);
     for (const at::Tensor& step : learned.history) x = optimizer.step(state, x, share.matmul(step));
@@ -386,7 +311,7 @@ class Job {
 
   void learn_sources() {
     stage("learning how far to trust each source");
-    const Learned learned = learn(Hyperparameter::Kind::kSourceWeight, options_.steps, groups_);
+    const Learned learned = learn();
     result_.x = learned.x;
     if (convex()) start_ = learned.y;
     const auto G = static_cast<int64_t>(groups_.size());
@@ -414,16 +339,29 @@ class Job {
   /// [C, n]: class probabilities of each noisy sample by a model that has not seen it, trained with these weights.
   /// `without` ≥ 0: nor that fold of the trusted ones.
   at::Tensor out_of_fold(const at::Tensor& weights, double ridge, int64_t folds, int64_t without = -1) {
-    const at::NoGradGuard no_grad;
     const at::Tensor fold = Stream(options_.seed, "folds of the noisy").at(0).permutation(n_).remainder(folds);
-    at::Tensor P = at::empty({classes_, n_}, weights.options());
+    return out_of_fold(with_trusted(weights, without), at::cat({fold, at::full({m_}, -1, at::kLong)}), ridge).narrow(1, 0, n_);
+  }
+
+  /// [C, n + m]: the same of the noisy and the trusted samples; each fold leaves out some of both.
+  at::Tensor out_of_fold_of_all(const at::Tensor& weights, double ridge, int64_t folds) {
+    const at::Tensor fold = Stream(options_.seed, "folds of the noisy").at(0).permutation(n_).remainder(folds);
+    const at::Tensor of_trusted = Stream(options_.seed, "folds of the trusted").at(0).permutation(m_).remainder(folds);
+    return out_of_fold(with_trusted(weights), at::cat({fold, of_trusted}), ridge);
+  }
+
+  /// `weights` and `fold` [n + m]; samples of fold −1 are in the training data of every model, and their columns are not filled.
+  at::Tensor out_of_fold(const at::Tensor& weights, const at::Tensor& fold, double ridge) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor& features = trainer_.data().features;
+    at::Tensor P = at::zeros({classes_, n_ + m_}, weights.options());
     at::Tensor y = start_;
-    for (int64_t k = 0; k < folds; ++k) {
+    for (int64_t k = 0; k <= fold.max().item<int64_t>(); ++k) {
       poll();
       const at::Tensor held_back = fold == k;
-      y = trainer_.fit(with_trusted(weights.masked_fill(held_back, 0), without), ridge, convex() ? y : at::Tensor{}, kRough).y;
+      y = trainer_.fit(weights.masked_fill(held_back, 0), ridge, convex() ? y : at::Tensor{}, kRough).y;
       const at::Tensor rows = held_back.nonzero().squeeze(1);
-      P.index_copy_(1, rows, trainer_.logits(y, noisy_features_.index_select(0, rows)).softmax(0));
+      P.index_copy_(1, rows, trainer_.logits(y, features.index_select(0, rows)).softmax(0));
     }
     return P;
   }
@@ -459,10 +397,12 @@ class Job {
   /// --by sample: three rankings, and what they say together.
   void rank_samples() {
     const at::Tensor& labels = data_.noisy.labels;
+    const int64_t folds = convex() ? 5 : 2;
     stage("cross-validated confidence in each label");
-    const at::Tensor self_confidence = of_labels(out_of_fold(ones(), ridge_of_all(), convex() ? 5 : 2), labels);
+    const at::Tensor S = out_of_fold_of_all(ones(), ridge_of_all(), folds);
+    const at::Tensor self_confidence = of_labels(S.narrow(1, 0, n_), labels);
     stage("learning a weight for each sample");
-    const Learned learned = learn(Hyperparameter::Kind::kSampleWeight, std::min<int64_t>(options_.steps, 6), {at::arange(m_)});
+    const Learned learned = learn();
     result_.x = learned.x;
     result_.rankings["trusted"] = 1 - trusted_probability_;
     result_.rankings["self-confidence"] = 1 - self_confidence;
@@ -476,12 +416,14 @@ class Job {
     at::Tensor P;
     for (int64_t round = 0; round < 3; ++round) {
       const ReweightRow fit = row("", "", {weights, {}}, start_);
-      P = out_of_fold(weights, fit.ridge, convex() ? 5 : 2);
-      posterior = label_posterior(P, labels, sources_, source_count_);
+      P = out_of_fold_of_all(weights, fit.ridge, folds);
+      posterior = label_posterior(P.narrow(1, 0, n_), labels, sources_, source_count_);
       weights = posterior.correct.gt(0.5).to(weights.scalar_type());
     }
     take_posterior(posterior);
-    result_.suspicion = (ranks(-posterior.correct) + ranks(-of_labels(P, labels))) / (2.0 * static_cast<double>(n_));
+    result_.suspicion = combined(self_confidence, of_labels(P.narrow(1, 0, n_), labels), posterior.correct,
+                                 planted_errors(posterior.confusion, per_source(ones()) / static_cast<double>(n_), data_.trusted.labels,
+                                                S.narrow(1, n_, m_), P.narrow(1, n_, m_)));
     result_.rankings["combined"] = result_.suspicion;
     spread_ = at::zeros({source_count_});
 
@@ -492,6 +434,17 @@ class Job {
       const at::Tensor half = doubt.le(doubt.median()).to(weights.scalar_type());
       final_of_fold_.push_back(weights_of(label_posterior(out_of_fold(half, ridge_of_all(), 2, k), labels, sources_, source_count_)));
     }
+  }
+
+  /// [n], in 0…1: the mean rank of three confidences in the given labels, the first with the weight λ, the others with ½ each.
+  ///
+  /// λ says how well self-confidence tells planted errors from right labels beside the posterior: the ratio of their errors 1 − AUC,
+  /// doubled because the planted errors are the posterior's own idea of errors; at most 1.
+  at::Tensor combined(const at::Tensor& self, const at::Tensor& probability, const at::Tensor& correct, const PlantedErrors& auc) const {
+    const double own = 1 - auc.self_confidence, other = 1 - auc.posterior;
+    const double lambda = own > 2 * other ? 2 * other / own : 1.0;
+    const at::Tensor sum = lambda * ranks(-self) + 0.5 * ranks(-probability) + 0.5 * ranks(-correct);
+    return sum / ((1 + lambda) * static_cast<double>(n_));
   }
 
   /// How a row does on all folds of the trusted samples.
@@ -558,11 +511,11 @@ class Job {
   const ReweightData& data_;
   const ReweightOptions& options_;
   const ReweightWatch& watch_;
+  TrustData trust_;
   int64_t n_, m_, classes_;
   at::Tensor sources_;
   int64_t source_count_;
   Trainer trainer_;
-  at::Tensor noisy_features_, trusted_features_;
   std::vector<at::Tensor> groups_, folds_;  // of the trusted samples
   int64_t fold_count_ = 1;                  // folds that are used
   std::vector<double> ridges_;
@@ -684,14 +637,6 @@ std::vector<LabelRequest> rows_to_label(const Dataset& noisy, const ReweightOpti
 double rank_correlation(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor u = ranks(a) - ranks(a).mean(), v = ranks(b) - ranks(b).mean();
   return (u.dot(v) / (u.norm() * v.norm())).item<double>();
-}
-
-double area_under_curve(const at::Tensor& score, const at::Tensor& positive) {
-  const at::Tensor r = ranks(score);
-  const auto n = static_cast<double>(score.size(0));
-  const double p = positive.sum().item<double>();
-  require(p > 0 && p < n, "area_under_curve: both kinds of samples are needed.");
-  return (r.masked_select(positive).sum().item<double>() - p * (p + 1) / 2) / (p * (n - p));
 }
 
 }  // namespace bilevel

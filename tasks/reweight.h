@@ -101,6 +101,7 @@ struct ReweightWatch {
   std::function<void(const std::string& stage)> stage;  // what is done next, in words
   std::function<void(const Record&)> record;            // while trust is learned
   const std::atomic<bool>* interrupt = nullptr;
+  bool strict = false;  // the job ends with the first hypergradient that is BAD
 };
 
 /// Learns trust, and trains with it:
@@ -112,7 +113,7 @@ struct ReweightWatch {
 ///
 /// Every row of the table is trained to the same stationarity, has the trusted samples in its training data, and its ridge and
 /// threshold chosen by cross-validation on them over the same grid. Truth and test labels are used for figures only. Throws Error
-/// for data that cannot serve, and Interrupted.
+/// for data that cannot serve, Interrupted, and std::runtime_error where learning trust diverges or `strict` ends it.
 ReweightResult reweight(const ReweightData& data, const ReweightOptions& options, const ReweightWatch& watch = {});
 
 /// Thrown by `reweight` when its watch's `interrupt` is set.
@@ -123,8 +124,6 @@ class Interrupted : public std::exception {
 
 /// Spearman's rank correlation of two vectors.
 double rank_correlation(const at::Tensor& a, const at::Tensor& b);
-/// The area under the ROC curve of `score` for the samples where `positive` (bool) holds; ties count half.
-double area_under_curve(const at::Tensor& score, const at::Tensor& positive);
 
 /// Where no trusted samples are there: which to label first. `count` for each source, half of them the most doubted by a model
 /// that has not seen them, half at random, for doubted ones alone are no fair sample to validate on.

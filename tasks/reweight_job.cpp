@@ -18,6 +18,7 @@
 #include "bilevel/run/run_directory.h"
 #include "tasks/model_file.h"
 #include "tasks/reweight_report.h"
+#include "tasks/trust_learning.h"
 
 namespace bilevel {
 namespace {
@@ -179,9 +180,8 @@ void write_results(const ReweightJob& job, const ReweightData& first, const std:
   for (const Record& record : result.records) directory.append(record, {});
   RunResult run;
   run.outcome = Outcome::kDone;
-  run.message = result.warning.empty() ? "The learned weights beat the trusted samples alone on held-back trusted samples."
-                                       : result.warning;
-  run.worst = result.warning.empty() ? Grade::kOk : Grade::kWarn;
+  run.message = report.verdict.sentence;
+  run.worst = report.verdict.grade;
   run.state.set("x", result.x);
   run.state.set("y", chosen.y);
   run.last = result.records.back();
@@ -378,6 +378,7 @@ Report run_reweight(const ReweightJob& job, const std::string& out, const RunFro
     }
     ReweightWatch watch;
     watch.interrupt = front.interrupt;
+    watch.strict = front.strict;
     std::optional<Progress> progress;
     const std::string of = job.seeds() > 1 ? fmt::format("seed {} ({} of {}): ", options.seed, k + 1, job.seeds()) : "";
     watch.stage = [&](const std::string& name) {
@@ -386,8 +387,7 @@ Report run_reweight(const ReweightJob& job, const std::string& out, const RunFro
       if (front.notice) front.notice(of + name + " …");
     };
     watch.record = [&](const Record& record) {
-      if (!progress)
-        progress.emplace(front.progress, options.by == "sample" ? std::min<int64_t>(options.steps, 6) : options.steps);
+      if (!progress) progress.emplace(front.progress, trust_steps(options));
       progress->update(record);
     };
     results.push_back(reweight(data, options, watch));

@@ -63,7 +63,8 @@ class ReweightJob {
 /// layout.json, summary.json, sources.csv, cleaned.csv, model.safetensors, report.html. The files hold the first seed's results;
 /// the table in summary.json is over all seeds. The directory appears at once and complete, or not at all: an interruption, an
 /// error or the end of the process leave nothing in its place. Returns the report. Throws Interrupted, Error for data that cannot
-/// serve and a directory that cannot be made (before any work), and std::runtime_error where the job itself or the disk fails.
+/// serve and a directory that cannot be made (before any work), and std::runtime_error where the job itself or the disk fails, or
+/// where `front.strict` ends it.
 Report run_reweight(const ReweightJob& job, const std::string& out, const RunFront& front);
 
 struct LabelFile {

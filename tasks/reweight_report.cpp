@@ -146,6 +146,17 @@ void add_doubted(Report::Section& section, const ReweightData& data, const Rewei
   section.blocks.emplace_back(std::move(table));
 }
 
+Report::Verdict verdict_of(const std::vector<ReweightResult>& results) {
+  for (const ReweightResult& result : results) {
+    for (const Record& record : result.records) {
+      if (record.grade != Grade::kBad) continue;
+      return {Grade::kBad, fmt::format("The hypergradient at step {} of learning trust is BAD: {}", record.step, record.message)};
+    }
+  }
+  if (!results.front().warning.empty()) return {Grade::kWarn, results.front().warning};
+  return {Grade::kOk, "The learned weights beat the trusted samples alone on held-back trusted samples."};
+}
+
 }  // namespace
 
 std::vector<TableRow> mean_rows(const std::vector<ReweightResult>& results) {
@@ -181,10 +192,7 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   report.title = "Whom to trust";
   report.subtitle = fmt::format("{} samples from {} sources, {} trusted samples, model {}", format_count(data.noisy.size()),
                                 result.sources.size(), format_count(data.trusted.size()), options.model.kind);
-  report.verdict =
-      result.warning.empty()
-          ? Report::Verdict{Grade::kOk, "The learned weights beat the trusted samples alone on held-back trusted samples."}
-          : Report::Verdict{Grade::kWarn, result.warning};
+  report.verdict = verdict_of(results);
 
   double best_simple = 0;
   std::string best_title;

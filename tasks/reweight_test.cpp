@@ -148,7 +148,7 @@ TEST(Reweight, RanksSamplesByThreeWaysAndTogether) {
     EXPECT_GT(result.auc.at(name), 0.7) << name;
     best = std::max(best, result.auc.at(name));
   }
-  EXPECT_GT(result.auc.at("combined"), best - 0.02);
+  EXPECT_GT(result.auc.at("combined"), best);
   EXPECT_GT(*result.row("learned").accuracy, *result.row("all").accuracy);
   EXPECT_EQ(result.recommended, "learned");
 }
@@ -249,16 +249,6 @@ TEST(RankCorrelation, IsThatOfScipyWithTiesToo) {
   EXPECT_NEAR(
       rank_correlation(at::tensor({3.1, 0.2, 9.0, 4.4, -2.0}, at::kDouble), at::tensor({1.0, 2.5, 3.5, 3.0, 0.1}, at::kDouble)),
       0.9, 1e-14);
-}
-
-TEST(AreaUnderCurve, IsThatOfScikitLearnWithTiesToo) {
-  // sklearn.metrics.roc_auc_score(positive, score), scikit-learn 1.9.1
-  EXPECT_NEAR(area_under_curve(at::tensor({0.1, 0.4, 0.35, 0.8, 0.4, 0.4, 0.9, 0.1}, at::kDouble),
-                               at::tensor({0, 0, 1, 1, 1, 0, 0, 1}, at::kLong) == 1),
-              0.40625, 1e-14);
-  EXPECT_NEAR(area_under_curve(at::tensor({0.1, 0.2, 0.7, 0.6}, at::kDouble), at::tensor({0, 1, 1, 1}, at::kLong) == 1), 1.0,
-              1e-14);
-  EXPECT_THROW(area_under_curve(at::ones({3}, at::kDouble), at::ones({3}, at::kBool)), Error);
 }
 
 TEST(MeanRows, GivesMeanAndStandardErrorOverTheSeeds) {

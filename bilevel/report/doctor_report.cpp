@@ -145,7 +145,7 @@ Json optional(const std::optional<double>& value) { return value ? Json(*value) 
 
 std::string recommended_toml(const Diagnosis& diagnosis) {
   const std::optional<size_t> best = recommended(diagnosis);
-  return best ? "[hypergradient]\n" + to_toml(diagnosis.trials[*best].settings) : "";
+  return best && diagnosis.configurable ? "[hypergradient]\n" + to_toml(diagnosis.trials[*best].settings) : "";
 }
 
 Report doctor_report(const Diagnosis& diagnosis, const std::string& configuration) {

@@ -684,6 +684,7 @@ void Clinic::advise() {
 
 Diagnosis Clinic::run() {
   const Problem& problem = subject_.oracle.problem();
+  out_.configurable = subject_.configurable;
   out_.outer_size = problem.outer_layout().size();
   out_.inner_size = problem.inner_layout().size();
   solve_once();

@@ -36,6 +36,7 @@ struct DoctorSubject {
   const Oracle* precise = nullptr;  // the same problem in double, for the reference; null where `oracle` is in double
   const InnerSolver* precise_solver = nullptr;
   EstimatorSettings configured = {};  // what the user has; empty: nothing to compare with
+  bool configurable = true;           // by [hypergradient]; false: the job around the problem has an estimator of its own
 };
 
 struct DoctorOptions {
@@ -94,6 +95,7 @@ struct Diagnosis {
   std::vector<Trial> trials;
   std::vector<std::string> traps;                  // sentences
   std::optional<size_t> within_1, within_5, best;  // trials: the cheapest within 1 % and 5 %, and the nearest
+  bool configurable = true;                        // as of the subject
   std::string advice;                              // sentences
   double seconds = 0;
 };

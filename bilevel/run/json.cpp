@@ -99,7 +99,11 @@ std::string to_json(const RunResult& result, std::string_view algorithm) {
   return text_of(summary, 2);
 }
 
-std::string to_json(const Layout& x, const Layout& y) { return text_of({{"x", json_of(x)}, {"y", json_of(y)}}, 2); }
+std::string to_json(const Layout& x, const Layout& y, const std::string& identity) {
+  Json json = {{"x", json_of(x)}, {"y", json_of(y)}};
+  if (!identity.empty()) json["identity"] = identity;
+  return text_of(json, 2);
+}
 
 std::string to_json(const Hypergradient& h, bool with_values) {
   const at::Tensor value = h.value.detach().to(at::kCPU, at::kDouble).contiguous();

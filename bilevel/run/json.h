@@ -17,7 +17,7 @@ std::string to_json(const Record& record, const std::vector<RollBack>& since_las
 /// summary.json.
 std::string to_json(const RunResult& result, std::string_view algorithm);
 /// layout.json.
-std::string to_json(const Layout& x, const Layout& y);
+std::string to_json(const Layout& x, const Layout& y, const std::string& identity);
 /// As `bilevel hypergrad --json` prints it; without `with_values`, all but the array `hypergradient`.
 std::string to_json(const Hypergradient& hypergradient, bool with_values = true);
 

@@ -147,6 +147,7 @@ class Planner {
     plan_.forecasts.push_back(std::move(own));
     if (keeps_trajectory_ || !any_fits()) alternatives();
     choose();
+    if (!remark_.empty()) plan_.advice += ' ' + remark_;
     return std::move(plan_);
   }
 
@@ -171,6 +172,7 @@ class Planner {
         inner_steps_ = subject->inner_steps;
         samples_ = subject->samples;
         plan_.limit = options_.limit;
+        remark_ = subject->remark;
       }
       const int64_t T = subject->inner_steps;
       std::optional<Fit> fit;
@@ -302,6 +304,7 @@ class Planner {
   Plan plan_;
   int64_t free_ = 0, loaded_peak_ = 0, overhead_ = 0, inner_steps_ = 0, samples_ = 0;
   bool keeps_trajectory_ = false;
+  std::string remark_;
   double done_ = 0;
 };
 

@@ -26,6 +26,7 @@ struct PlanSubject {
   int64_t inner_steps = 0;            // T of an update rule, or the most where a tolerance ends it; 0: no such number
   int64_t samples = 0;                // inner ones that are differentiated at once; 0: no such number
   bool keeps_trajectory = false;      // the estimator goes back through the inner solve, so that memory grows with T
+  std::string remark = {};            // a sentence about what the figures leave out, for the advice
 };
 /// The run with these keys changed ("inner.steps=8"). Throws Error where they do not fit.
 using PlanMaker = std::function<PlanSubject(const std::vector<std::string>& sets)>;

@@ -98,8 +98,15 @@ RunDirectory RunDirectory::create(const std::string& path, std::string_view conf
   return directory;
 }
 
-void RunDirectory::write_layout(const Layout& x, const Layout& y) {
-  write_file(file("layout.json"), to_json(x, y) + "\n");
+void RunDirectory::write_layout(const Layout& x, const Layout& y, const std::string& identity) {
+  write_file(file("layout.json"), to_json(x, y, identity) + "\n");
+}
+
+std::string RunDirectory::identity() const {
+  if (!fs::exists(file("layout.json"))) return "";
+  const auto layout = nlohmann::json::parse(read_file(file("layout.json")), nullptr, false);
+  require(layout.is_object(), fmt::format("{} is damaged.", file("layout.json")));
+  return layout.value("identity", "");
 }
 
 RunDirectory RunDirectory::open(const std::string& path) {

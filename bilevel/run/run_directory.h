@@ -13,7 +13,7 @@ namespace bilevel {
 
 /// What a run leaves behind, readable at every moment:
 ///
-///     config.toml    complete, repeats the run        layout.json   names, shapes, offsets of x and y
+///     config.toml    complete, repeats the run        layout.json   names, shapes, offsets of x and y; a hash of the data
 ///     log.jsonl      one object per record            checkpoint    a State (safetensors)
 ///     summary.json   how it ended                     x.npy, y.npy  at the end
 ///
@@ -39,7 +39,9 @@ class RunDirectory {
   bool has_checkpoint() const;
   bool finished() const;  // a summary of a run that came to its end is there
 
-  void write_layout(const Layout& x, const Layout& y);
+  /// `identity` says in one line what a resumed run must find again: a hash of the data, for example.
+  void write_layout(const Layout& x, const Layout& y, const std::string& identity = "");
+  std::string identity() const;  // "" where none was written
   void append(const Record& record, const std::vector<RollBack>& since_last);
   void checkpoint(const State& state);
   State load_checkpoint() const;

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from . import _engine
 from ._structure import Structure
 
 Loss = Callable[..., Tensor]
@@ -56,11 +56,8 @@ class Problem:
     @property
     def identity(self) -> str:
         """Shapes, dtype and a hash of the data: what a resumed run must find again."""
-        digest = hashlib.sha256()
-        for leaf in [*_leaves(self._inner_data), *_leaves(self._outer_data)]:
-            digest.update(str((leaf.dtype, tuple(leaf.shape))).encode())
-            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return f"x {self._x.parts}, y {self._y.parts}, {self._x.dtype}, data {digest.hexdigest()[:16]}"
+        data = _engine.fingerprint([*_leaves(self._inner_data), *_leaves(self._outer_data)])
+        return f"x {self._x.parts}, y {self._y.parts}, {self._x.dtype}, data {data}"
 
     def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         return self._loss(self._inner_loss, self._inner_data, x, y, samples, "inner_loss")

@@ -172,7 +172,60 @@ def test_explain_shows_the_images(bilevel, mlp, tmp_path):
     assert [len(one["samples"]) for one in kept] == [5]
 
 
-def test_the_job_of_several_stages_is_refused(bilevel, tmp_path):
-    (tmp_path / "job.toml").write_text('[problem]\ntask = "reweight"\n[data]\nbuiltin = "digits"\n')
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A finished reweighting job on the digits: its directory and its log."""
+    from conftest import Bilevel
+    folder = tmp_path_factory.mktemp("job")
+    Bilevel(folder)("reweight", "--builtin", "digits", "--set", "reweight.signal=-1e9", "--out", "job")
+    return folder / "job", [json.loads(line) for line in (folder / "job" / "log.jsonl").read_text().splitlines()]
+
+
+def test_doctor_looks_at_the_problem_inside_a_job(bilevel, job, tmp_path):
+    directory, log = job
+    done = bilevel("doctor", directory / "config.toml", "--seconds", "20", "--html", "doctor.html", "--json")
+    diagnosis = json.loads(done.stdout)
+    reference = diagnosis["reference"]
+    assert reference["differentiates"] == "F" and reference["trusted"]
+    # The job's own estimate at x = 0, whose linear solves stop at a residual of 3 %.
+    assert log[0]["hypergradient_norm"] == pytest.approx(reference["norm"], rel=0.01)
+    assert reference["direct_norm"] == 0
+    own = next(trial for trial in diagnosis["trials"] if trial["configured"])
+    assert own["name"].startswith("implicit cg 8") and own["error"] < 0.05
+    found = trials(diagnosis)
+    assert found["identity"]["error"] > 0.1, "a test that would pass for any estimator"
+    # What the job has is no [hypergradient], so there is nothing to paste into it.
+    assert diagnosis["recommendation"]["toml"] == "" and "To paste" not in (tmp_path / "doctor.html").read_text()
+    assert "Scatter chart" in (tmp_path / "doctor.html").read_text()
+
+
+def test_doctor_looks_at_a_job_after_some_outer_steps(bilevel, job):
+    directory, log = job
+    diagnosis = json.loads(bilevel("doctor", directory / "config.toml", "--after", "3", "--seconds", "10", "--json").stdout)
+    assert log[3]["hypergradient_norm"] == pytest.approx(diagnosis["reference"]["norm"], rel=0.02)
+    assert abs(log[3]["hypergradient_norm"] / log[0]["hypergradient_norm"] - 1) > 0.05
+
+
+def test_plan_foresees_the_learning_of_trust(bilevel, job):
+    directory, log = job
+    plan = json.loads(bilevel("plan", directory / "config.toml", "--json").stdout)
+    step = plan["configured"]["step"]
+    assert plan["steps"] == 10 == log[-1]["step"] and plan["configured"]["measured"] and plan["configured"]["probes"] >= 2
+    for kind in ("gradients", "hvps", "cross_products"):
+        counts = [record["cost"][kind] for record in log[1:]]
+        assert min(counts) <= step[kind] <= max(counts), kind
+    assert step["cross_products"] > 0
+    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.05)
+    assert "learning trust" in plan["advice"] and plan["choice"]["name"] == "as configured"
+
+
+def test_a_job_without_trusted_samples_has_no_problem_to_examine(bilevel, tmp_path):
+    (tmp_path / "labels.csv").write_text("u,v,source,kind\n" + "".join(f"{i % 7},{i % 5},{'ab'[i % 2]},{'xy'[i % 2]}\n" for i in range(40)))
+    (tmp_path / "job.toml").write_text('[problem]\ntask = "reweight"\n[data.noisy]\nx = "labels.csv"\nlabel = "kind"\nsource = "source"\n')
     for command in ("doctor", "plan"):
-        assert "several stages" in bilevel(command, "job.toml", code=2).stderr
+        assert "no trusted samples" in bilevel(command, "job.toml", code=2).stderr
+
+
+def test_explain_does_not_take_a_job(bilevel, job):
+    directory, _ = job
+    assert "several stages" in bilevel("explain", directory, "--hyperparameter", "source_weight[0]", code=2).stderr

@@ -129,3 +129,65 @@ def test_a_full_disk_is_a_clear_error_and_the_checkpoint_stays_good(bilevel, tmp
     assert "Cannot write" in failed.stderr and "File too large" in failed.stderr
     bilevel("resume", out, code=code)
     assert state_of(out) == expected
+
+
+def stop_at_a_checkpoint(bilevel, out):
+    """A run of `config.toml` that has left a checkpoint and is not at its end."""
+    process = bilevel.start("run", "config.toml", "--out", out, "--set", "outer.steps=100000")
+    while not (out / "checkpoint").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+
+
+TABLE = """
+[problem]
+model = "linear"
+[problem.hyperparameters]
+sample_weight = { init = 0.0 }
+[data]
+inner = { x = "inner.csv", label = "kind" }
+outer = { x = "outer.csv", label = "kind" }
+[inner]
+steps = 3
+lr = 0.1
+[run]
+checkpoint_every = 5
+"""
+
+
+@pytest.mark.parametrize("change", ["a number", "a label", "the order of two rows", "a row more", "the outer data"])
+def test_a_run_whose_data_have_changed_is_refused_and_stays_as_it_was(bilevel, tmp_path, change):
+    draw = random.Random(3)
+    rows = {name: [f"{draw.gauss(i % 2, 1):.4f},{draw.gauss(0, 1):.4f},{'ab'[i % 2]}" for i in range(40)] for name in ("inner", "outer")}
+
+    def write(name, lines):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["u,v,kind", *lines]) + "\n")
+
+    for name, lines in rows.items():
+        write(name, lines)
+    (tmp_path / "config.toml").write_text(TABLE)
+    out = tmp_path / "out"
+    stop_at_a_checkpoint(bilevel, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    inner = rows["inner"]
+    first, second, *rest = inner
+    u, v, kind = first.split(",")
+    changed = {"a number": [f"{u},{float(v) + 0.001:.4f},{kind}", second, *rest], "a label": [f"{u},{v},b", second, *rest],
+               "the order of two rows": [second, first, *rest], "a row more": [*inner, first], "the outer data": rows["outer"][1:]}
+    write("outer" if change == "the outer data" else "inner", changed[change])
+    refused = bilevel("resume", out, code=2)
+    assert "other shapes, dtypes or data" in refused.stderr and "bring its data back" in refused.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    for name, lines in rows.items():
+        write(name, lines)
+    process = bilevel.start("resume", out)
+    log = (out / "log.jsonl").read_text().count("\n")
+    while (out / "log.jsonl").read_text().count("\n") <= log:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()

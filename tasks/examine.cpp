@@ -15,7 +15,7 @@
 #include "bilevel/problem/npy.h"
 #include "bilevel/report/png.h"
 #include "tasks/experiment.h"
-#include "tasks/reweight_job.h"
+#include "tasks/job.h"
 #include "tasks/supervised.h"
 
 namespace bilevel {
@@ -24,11 +24,11 @@ namespace {
 namespace fs = std::filesystem;
 
 void refuse_jobs(const Config& config, const char* command) {
-  require(!ReweightJob::describes(config),
-          fmt::format(
-              "`bilevel {}` examines one bilevel problem, and task = \"reweight\" is a job of several stages. A configuration of "
-              "`bilevel new supervised` with source_weight describes the problem inside it.",
-              command));
+  const std::string job = job_of(config);
+  require(job.empty(),
+          fmt::format("`bilevel {}` examines one bilevel problem, and task = \"{}\" is a job of several stages. A configuration of "
+                      "`bilevel new supervised` with {} describes the problem inside it.",
+                      command, job, job == "tune" ? "l2" : "source_weight"));
 }
 
 int64_t steps_of(const InnerSolver& solver) {

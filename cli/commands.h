@@ -26,10 +26,17 @@ void add_new(CLI::App& app, Action& action);
 void add_list(CLI::App& app, Action& action);
 void add_selftest(CLI::App& app, Action& action);
 void add_reweight(CLI::App& app, Action& action);
+void add_tune(CLI::App& app, Action& action);
 void add_predict(CLI::App& app, Action& action);
 
-/// The reweighting job of a configuration; the exit status.
+/// The jobs of a configuration; the exit status.
 int reweight(Config config, std::string out, bool json, bool strict);
+int tune(Config config, std::string out, bool json);
+
+/// `text` as a string of TOML.
+std::string quoted(const std::string& text);
+/// `directory` without a slash at its end, and `suffix`: `runs/a/` and `runs/a` are the same directory.
+std::string beside(const std::string& directory, const std::string& suffix);
 
 /// A configuration and what the command line changes in it.
 struct ConfigArguments {

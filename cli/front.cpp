@@ -1,6 +1,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -52,6 +53,21 @@ Config ConfigArguments::load() const {
   if (!device.empty()) config.set("run.device=" + device);
   if (!threads.empty()) config.set("run.threads=" + threads);
   return config;
+}
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + "\"";
+}
+
+std::string beside(const std::string& directory, const std::string& suffix) {
+  std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return path.string() + suffix;
 }
 
 RunFront terminal_front() {

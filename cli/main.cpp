@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   app.footer("Example:\n  bilevel new supervised > ridge.toml\n  bilevel run ridge.toml\n\n`bilevel COMMAND --help` says more.");
   bilevel::cli::Action action;
   bilevel::cli::add_reweight(app, action);
+  bilevel::cli::add_tune(app, action);
   bilevel::cli::add_predict(app, action);
   bilevel::cli::add_run(app, action);
   bilevel::cli::add_resume(app, action);

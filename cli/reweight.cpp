@@ -22,22 +22,6 @@ struct Arguments {
   bool json = false, strict = false;
 };
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c;
-  }
-  return out + "\"";
-}
-
-/// `runs/a/` and `runs/a` are the same directory.
-std::string beside(const std::string& directory, const std::string& suffix) {
-  std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
-  if (!path.has_filename()) path = path.parent_path();
-  return path.string() + suffix;
-}
-
 /// The configuration that the command line stands for.
 Config configuration(const Arguments& a) {
   Config config = Config::parse("[problem]\ntask = \"reweight\"\n", "(command line)");

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.h"
-#include "tasks/reweight_job.h"
+#include "tasks/job.h"
 
 namespace bilevel::cli {
 
@@ -26,7 +26,9 @@ void add_run(CLI::App& app, Action& action) {
       const std::string out = arguments->out.empty() ? default_run_directory(arguments->config.path) : arguments->out;
       RunDirectory::check_free(out);
       Config config = arguments->config.load();
-      if (ReweightJob::describes(config)) return reweight(std::move(config), out, /*json=*/false, arguments->strict);
+      const std::string job = job_of(config);
+      if (job == "reweight") return reweight(std::move(config), out, /*json=*/false, arguments->strict);
+      if (job == "tune") return tune(std::move(config), out, /*json=*/false);
       const Experiment experiment(std::move(config));
       RunFront front = terminal_front();
       front.strict = arguments->strict;
@@ -44,8 +46,8 @@ void add_resume(CLI::App& app, Action& action) {
   command->callback([directory, &action] {
     action = [directory] {
       const std::string config = *directory + "/config.toml";
-      if (std::filesystem::exists(config) && ReweightJob::describes(Config::load(config))) {
-        // This job writes its directory when it is done, and not before.
+      if (std::filesystem::exists(config) && !job_of(Config::load(config)).empty()) {
+        // Jobs write their directory when they are done, and not before.
         fmt::print(stderr, "The job in {} has ended already; nothing is left to do.\n", *directory);
         return 0;
       }

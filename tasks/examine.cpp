@@ -15,6 +15,7 @@
 #include "bilevel/problem/npy.h"
 #include "bilevel/report/png.h"
 #include "tasks/experiment.h"
+#include "tasks/job.h"
 #include "tasks/reweight_job.h"
 #include "tasks/supervised.h"
 #include "tasks/trust_learning.h"
@@ -23,6 +24,16 @@ namespace bilevel {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// True for the job whose problem is examined in its place, false for a run.
+bool describes_trust(const Config& config, const char* command) {
+  const std::string job = job_of(config);
+  require(job != "tune",
+          fmt::format("`bilevel {}` examines one bilevel problem, and task = \"tune\" is a job of several stages. A configuration of "
+                      "`bilevel new supervised` with l2 describes the problem inside it.",
+                      command));
+  return job == "reweight";
+}
 
 int64_t steps_of(const InnerSolver& solver) {
   const auto* rule = dynamic_cast<const RuleSolver*>(&solver);
@@ -146,8 +157,8 @@ Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& 
 
 Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
   require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
-  return ReweightJob::describes(config) ? examine_trust(std::move(config), after, options)
-                                        : examine_experiment(std::move(config), after, options);
+  return describes_trust(config, "doctor") ? examine_trust(std::move(config), after, options)
+                                           : examine_experiment(std::move(config), after, options);
 }
 
 namespace {
@@ -171,7 +182,7 @@ PlanMaker trust_plan_maker(Config config) {
 }  // namespace
 
 PlanMaker plan_maker(Config config) {
-  if (ReweightJob::describes(config)) return trust_plan_maker(std::move(config));
+  if (describes_trust(config, "plan")) return trust_plan_maker(std::move(config));
   // The first run is made from the configuration itself, the others from its complete text.
   auto complete = std::make_shared<std::string>();
   return [config = std::move(config), complete](const std::vector<std::string>& sets) {
@@ -282,9 +293,11 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
 Explanation explain_run(const ExplainRequest& request) {
   const std::string config_file = (fs::path(request.directory) / "config.toml").string();
   require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
-  require(!ReweightJob::describes(Config::load(config_file)),
-          "`bilevel explain` takes a run of one bilevel problem apart, and task = \"reweight\" is a job of several stages that keeps no "
-          "solution of its inner problem. A configuration of `bilevel new supervised` with source_weight describes that problem.");
+  const std::string job = job_of(Config::load(config_file));
+  require(job.empty(),
+          fmt::format("`bilevel explain` takes a run of one bilevel problem apart, and task = \"{}\" is a job of several stages that "
+                      "keeps no solution of its inner problem. A configuration of `bilevel new supervised` with {} describes that problem.",
+                      job, job == "tune" ? "l2" : "source_weight"));
   const RunPoint point = point_of(request.directory, request.step, request.progress);
 
   Config config = Config::load(config_file);

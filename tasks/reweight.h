@@ -10,6 +10,7 @@
 #include "bilevel/core/config.h"
 #include "bilevel/problem/dataset.h"
 #include "bilevel/problem/model.h"
+#include "tasks/job.h"
 
 namespace bilevel {
 
@@ -115,12 +116,6 @@ struct ReweightWatch {
 /// threshold chosen by cross-validation on them over the same grid. Truth and test labels are used for figures only. Throws Error
 /// for data that cannot serve, Interrupted, and std::runtime_error where learning trust diverges or `strict` ends it.
 ReweightResult reweight(const ReweightData& data, const ReweightOptions& options, const ReweightWatch& watch = {});
-
-/// Thrown by `reweight` when its watch's `interrupt` is set.
-class Interrupted : public std::exception {
- public:
-  const char* what() const noexcept override { return "interrupted"; }
-};
 
 /// Spearman's rank correlation of two vectors.
 double rank_correlation(const at::Tensor& a, const at::Tensor& b);

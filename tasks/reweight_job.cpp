@@ -1,9 +1,6 @@
 #include "tasks/reweight_job.h"
 
-#include <unistd.h>
-
 #include <cmath>
-#include <filesystem>
 #include <stdexcept>
 
 #include <ATen/ATen.h>
@@ -16,6 +13,7 @@
 #include "bilevel/problem/label_noise.h"
 #include "bilevel/report/html.h"
 #include "bilevel/run/run_directory.h"
+#include "tasks/job.h"
 #include "tasks/model_file.h"
 #include "tasks/reweight_report.h"
 #include "tasks/trust_learning.h"
@@ -23,15 +21,7 @@
 namespace bilevel {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-DataSpec read_spec(Section& data, const std::string& key) {
-  DataSpec spec;
-  Section section = data.section(key);
-  read(section, spec);
-  return spec;
-}
 
 CsvTable sources_table(const ReweightResult& result) {
   CsvTable table;
@@ -101,48 +91,6 @@ Dataset with_present_sources(Dataset data) {
   data.source_names = std::move(names);
   return data;
 }
-
-/// Where the results are put together before they appear: a name of this process, so that nobody else's files are touched.
-class Staging {
- public:
-  explicit Staging(const std::string& out) : final_(fs::absolute(out).lexically_normal()) {
-    if (!final_.has_filename()) final_ = final_.parent_path();
-    // A directory that is there already may be a mount point, which cannot be replaced: then its files are moved into it.
-    into_ = fs::exists(final_);
-    path_ = into_ ? final_ / name() : final_.parent_path() / name();
-    probe();
-  }
-  ~Staging() {
-    std::error_code none;
-    fs::remove_all(path_, none);
-  }
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
-
-  std::string path() const { return path_.string(); }
-
-  void publish() {
-    if (!into_) return fs::rename(path_, final_);
-    for (const auto& entry : fs::directory_iterator(path_)) fs::rename(entry.path(), final_ / entry.path().filename());
-  }
-
- private:
-  std::string name() const { return fmt::format(".{}.{}.partial", final_.filename().string(), getpid()); }
-
-  /// Throws Error where no directory can be made, before the work and not after it.
-  void probe() const {
-    fs::path there = path_.parent_path();
-    while (!fs::exists(there) && there.has_relative_path()) there = there.parent_path();
-    std::error_code error;
-    const fs::path probe = there / name();
-    fs::create_directory(probe, error);
-    if (error) throw Error(fmt::format("Cannot make the directory {}: {}.", final_.string(), error.message()));
-    fs::remove(probe, error);
-  }
-
-  fs::path final_, path_;
-  bool into_ = false;
-};
 
 Json table_json(const std::vector<TableRow>& rows) {
   Json json = Json::array();
@@ -214,14 +162,6 @@ void write_results(const ReweightJob& job, const ReweightData& first, const std:
 }
 
 }  // namespace
-
-bool ReweightJob::describes(const Config& config) {
-  Section root = config.root();
-  if (!root.is_table("problem") || !root.section("problem").is_text("task")) return false;
-  std::string task;
-  root.section("problem").read("task", task);
-  return task == "reweight";
-}
 
 ReweightJob::~ReweightJob() = default;
 

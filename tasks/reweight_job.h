@@ -21,9 +21,6 @@ class ReweightJob {
   explicit ReweightJob(Config config);
   ~ReweightJob();
 
-  /// True for a configuration that this class understands.
-  static bool describes(const Config& config);
-
   std::string text() const { return config_.text(); }
   int64_t seeds() const { return seeds_; }
   uint64_t seed() const { return options_.seed; }

@@ -568,9 +568,7 @@ Problem::Preconditioner SupervisedProblem::inner_preconditioner(const at::Tensor
   const at::Tensor w = weights(parts, {});
   double ridge = options_.l2;
   if (l2_ >= 0) ridge = apply(options_.hyperparameters[l2_].map, parts[l2_]).mean().item<double>();
-  // p (1 − p) of C classes alike, a little more for those that are not; the identity for the squared loss.
-  const auto classes = static_cast<double>(loss_.kind() == Loss::Kind::kSoftmax ? options_.outputs : 2);
-  const double at_even_odds = loss_.classifies() ? 1.3 * (1 - 1 / classes) / classes : 1.0;
+  const double at_even_odds = even_odds_curvature(loss_, options_.outputs);
   const double weight = w.defined() ? w.mean().item<double>() : 1.0;
   return gram_->inverse(options_.outputs, std::max(at_even_odds * weight, 1e-12), ridge);
 }

@@ -1,6 +1,6 @@
 // With z_i = W a_i + c, D_i = ∂ℓ_i/∂z, K_i = ∂²ℓ_i/∂z² and u_i = V a_i for a direction V = (v's W, v's c):
 //
-//   g       = (1/n) Σ s_i ℓ_i + ½ Σ λ_j y_j²
+//   g       = (1/n) Σ s_i ℓ_i + ½ Σ λ_j y_j²               (what x alone adds is autograd's too)
 //   ∂y g    = (1/n) Σ s_i D_i a_iᵀ + λ y                    ∂x g    = ∂x ⟨s, ℓ⟩/n + ½ ∂x ⟨λ, y²⟩
 //   H v     = (1/n) Σ s_i K_i u_i a_iᵀ + λ v                (∂x r)ᵀ v = ∂x ⟨s, (D_iᵀ u_i)_i⟩/n + ∂x ⟨λ, y v⟩
 //   ∂x r q  = (1/n) Σ (∂s q)_i D_i a_iᵀ + (∂λ q) y
@@ -84,9 +84,9 @@ class NativeOracle::Model {
             fmt::format("{} has features of dtype {}; float32 or float64 would be right.", what, c10::toString(dtype)));
     samples_ = form.features.size(0);
     d_ = form.features.size(1);
-    const int64_t expected = form.outputs * (d_ + (form.bias ? 1 : 0));
-    require(problem.inner_layout().size() == expected,
-            fmt::format("{} has {} weights, and y has {}.", what, expected, problem.inner_layout().size()));
+    require(form.models > 0, fmt::format("{} should have at least one model, got {}.", what, form.models));
+    require(problem.inner_layout().size() == weights(),
+            fmt::format("{} has {} weights, and y has {}.", what, weights(), problem.inner_layout().size()));
     const bool softmax = form.link == LinearForm::Link::kSoftmax, logistic = form.link == LinearForm::Link::kLogistic;
     require(!logistic || form.outputs == 1, fmt::format("{} is logistic with {} outputs; it takes one.", what, form.outputs));
     const int64_t rows = softmax ? 1 : form.outputs;
@@ -113,9 +113,11 @@ class NativeOracle::Model {
 
   at::ScalarType dtype() const { return features_.scalar_type(); }
   at::TensorOptions options() const { return features_.options(); }
+  int64_t rows() const { return form_.models * form_.outputs; }  // of V
+  int64_t models() const { return form_.models; }
   int64_t outputs() const { return form_.outputs; }
   int64_t pitch() const { return body_ + pad_; }
-  int64_t weights() const { return form_.outputs * (d_ + (form_.bias ? 1 : 0)); }
+  int64_t weights() const { return form_.models * model_weights(); }  // dy
   const LinearForm& form() const { return form_; }
 
   void check(const at::Tensor& samples) const {
@@ -144,6 +146,7 @@ class NativeOracle::Model {
     s.rows = rows_;
     s.link = link_of(form_.link);
     s.classes = form_.outputs;
+    s.models = form_.models;
     if (targets_.scalar_type() == at::kLong) {
       s.labels = targets_.const_data_ptr<int64_t>();
     } else {
@@ -155,13 +158,13 @@ class NativeOracle::Model {
     return s;
   }
 
-  // Rows of y, or of a block of directions, as the passes take them: [k C, pitch].
+  // Rows of y, or of a block of directions, as the passes take them: [k K C, pitch].
   template <class T>
   at::Tensor packed(const T* from, int64_t k) const {
     const int64_t C = form_.outputs;
-    at::Tensor out = at::empty({k * C, pitch()}, options());
+    at::Tensor out = at::empty({k * rows(), pitch()}, options());
     T* to = out.mutable_data_ptr<T>();
-    for (int64_t i = 0; i < k; ++i, from += weights()) {
+    for (int64_t i = 0; i < k * models(); ++i, from += model_weights()) {
       for (int64_t c = 0; c < C; ++c, to += pitch()) {
         std::copy(from + c * d_, from + (c + 1) * d_, to);
         to[d_] = form_.bias ? from[C * d_ + c] : T(0);
@@ -171,18 +174,21 @@ class NativeOracle::Model {
     return out;
   }
 
-  // What the passes summed up, [k C, pitch] of A, plus ridge · v, as rows [k, dy].
+  // What the passes summed up, [k K C, pitch] of A, plus ridge · v, as rows [k, dy].
   template <class T, class A>
   void unpack(const A* sums, int64_t k, const at::Tensor& ridge, const T* v, T* out) const {
     const int64_t C = form_.outputs, dy = weights();
     const T* const lambda = data_or_null<T>(ridge);
     const bool one = lambda && ridge.dim() == 0;
-    for (int64_t i = 0; i < k; ++i, out += dy) {
+    T* to = out;
+    for (int64_t i = 0; i < k * models(); ++i, to += model_weights()) {
       for (int64_t c = 0; c < C; ++c, sums += pitch()) {
-        for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(sums[j]);
-        if (form_.bias) out[C * d_ + c] = static_cast<T>(sums[d_]);
+        for (int64_t j = 0; j < d_; ++j) to[c * d_ + j] = static_cast<T>(sums[j]);
+        if (form_.bias) to[C * d_ + c] = static_cast<T>(sums[d_]);
       }
-      if (!lambda) continue;
+    }
+    if (!lambda) return;
+    for (int64_t i = 0; i < k; ++i, out += dy) {
       if (one) {
         for (int64_t j = 0; j < dy; ++j) out[j] += lambda[0] * v[j];
       } else {
@@ -193,6 +199,8 @@ class NativeOracle::Model {
   }
 
  private:
+  int64_t model_weights() const { return form_.outputs * (d_ + (form_.bias ? 1 : 0)); }
+
   LinearForm form_;
   at::Tensor features_, targets_, ends_;
   int64_t samples_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
@@ -234,7 +242,7 @@ class NativeOracle::AtPoint final : public Linearization {
     with_type(model_.dtype(), [&](auto t) {
       using T = decltype(t);
       if (value_) {  // the forward pass was made: its state is enough
-        const at::Tensor w = weights_.defined() ? weights_ : at::ones({n_}, model_.options());
+        const at::Tensor w = weights_.defined() ? weights_ : at::ones({model_.models() * n_}, model_.options());
         sums<T>(1, y_.const_data_ptr<T>(), ridge_, residual_.mutable_data_ptr<T>(),
                 [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
                   passes<T>().weighted(s, w.const_data_ptr<T>(), 1, a, b, state_.const_data_ptr<T>(), G, work);
@@ -249,9 +257,13 @@ class NativeOracle::AtPoint final : public Linearization {
 
   at::Tensor grad_x() override {
     if (!value_) forward();
-    const at::Tensor of_weights = losses_ / static_cast<double>(n_);
-    return grad_through(
+    const at::Tensor of_weights = (losses_ / static_cast<double>(n_)).view(weights_shape());
+    const at::Tensor out = grad_through(
         of_weights, [&] { return y_ * y_ / 2; }, [&] { return y_.dot(y_) / 2; });
+    if (!model_.form().prior) return out;
+    const at::AutoGradMode grad_mode(true);
+    const at::Tensor x = leaf(x_);
+    return out + gradients(model_.form().prior(x), {x}, {})[0];
   }
 
   at::Tensor jvp_y(const at::Tensor& v) override { return products(v, nullptr); }
@@ -261,11 +273,11 @@ class NativeOracle::AtPoint final : public Linearization {
     Vjp out;
     out.y = products(w, &cross);
     if (w.dim() == 1) {
-      out.x = cross_product(cross[0], w);
+      out.x = cross_product(cross[0].view(weights_shape()), w);
       return out;
     }
     std::vector<at::Tensor> rows;
-    for (int64_t i = 0; i < w.size(0); ++i) rows.push_back(cross_product(cross[i], w[i]));
+    for (int64_t i = 0; i < w.size(0); ++i) rows.push_back(cross_product(cross[i].view(weights_shape()), w[i]));
     out.x = rows.empty() ? at::empty({0, x_.size(0)}, x_.options()) : at::stack(rows);
     return out;
   }
@@ -289,7 +301,7 @@ class NativeOracle::AtPoint final : public Linearization {
           const int64_t k = std::min(step, rows.size(0) - i);
           sums<T>(k, nullptr, {}, out.mutable_data_ptr<T>() + i * y_.size(0),
                   [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-                    passes<T>().weighted(s, s_dot.const_data_ptr<T>() + i * n_, k, a, b, state_.const_data_ptr<T>(), G, work);
+                    passes<T>().weighted(s, s_dot.const_data_ptr<T>() + i * model_.models() * n_, k, a, b, state_.const_data_ptr<T>(), G, work);
                     return 0.0;
                   });
         }
@@ -303,10 +315,14 @@ class NativeOracle::AtPoint final : public Linearization {
   at::Tensor gauss_newton(const at::Tensor& v) override { return jvp_y(v); }
 
  private:
+  std::vector<int64_t> weights_shape() const {
+    return model_.models() == 1 ? std::vector<int64_t>{n_} : std::vector<int64_t>{model_.models(), n_};
+  }
+
   const at::Tensor& checked_weights(const at::Tensor& s) const {
-    if (s.dim() == 1 && s.size(0) == n_ && s.scalar_type() == model_.dtype()) return s;
-    throw Error(fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(model_.dtype()), n_,
-                            c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
+    if (s.sizes() == at::IntArrayRef(weights_shape()) && s.scalar_type() == model_.dtype()) return s;
+    throw Error(fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(model_.dtype()),
+                            fmt::join(weights_shape(), ", "), c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
   }
   const at::Tensor& checked_ridge(const at::Tensor& lambda) const {
     const bool fits = lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == y_.size(0));
@@ -315,7 +331,7 @@ class NativeOracle::AtPoint final : public Linearization {
                             y_.size(0), c10::toString(lambda.scalar_type()), fmt::join(lambda.sizes(), ", ")));
   }
 
-  int64_t directions_at_once() const { return std::max<int64_t>(1, kRowsOfWeights / model_.outputs()); }
+  int64_t directions_at_once() const { return std::max<int64_t>(1, kRowsOfWeights / model_.rows()); }
 
   // Σ of `pass` over all blocks, plus ridge · v, into `out` ([k, dy], or null where only what `pass` returns is wanted).
   // Each thread sums up a piece of its samples after the other, and the threads' sums are added in their order.
@@ -325,7 +341,7 @@ class NativeOracle::AtPoint final : public Linearization {
     const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
     const int64_t pieces = (blocks + per_piece - 1) / per_piece;
     const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
-    const int64_t m = k * model_.outputs(), size = out ? m * s.pitch : 0;
+    const int64_t m = k * model_.rows(), size = out ? m * s.pitch : 0;
     const bool twice = std::is_same_v<T, float> && pieces > threads;  // float first, then double
     const at::Tensor fine = at::empty({threads, size}, model_.options());
     std::fill_n(fine.mutable_data_ptr<T>(), fine.numel(), T(0));
@@ -368,8 +384,8 @@ class NativeOracle::AtPoint final : public Linearization {
   template <class T>
   void first_pass(T* out) {
     const native::Samples<T> s = model_.samples<T>(batch_.samples, weights_);
-    state_ = at::empty({s.blocks(), model_.outputs(), native::kBlock}, model_.options());
-    losses_ = at::empty({n_}, model_.options());
+    state_ = at::empty({s.blocks(), model_.rows(), native::kBlock}, model_.options());
+    losses_ = at::empty({model_.models() * n_}, model_.options());
     double value = sums<T>(1, y_.const_data_ptr<T>(), ridge_, out, [&](const auto& all, int64_t a, int64_t b, T* G, T* work) {
       return passes<T>().gradient(all, packed_.const_data_ptr<T>(), a, b, G, state_.mutable_data_ptr<T>(),
                                   losses_.mutable_data_ptr<T>(), work);
@@ -378,6 +394,7 @@ class NativeOracle::AtPoint final : public Linearization {
       const T* const y = y_.const_data_ptr<T>();
       value += 0.5 * triple_product(ridge_.const_data_ptr<T>(), ridge_.dim() == 0, y, y, y_.size(0));
     }
+    if (model_.form().prior) value += model_.form().prior(x_).template item<double>();
     value_ = value;
   }
 
@@ -386,7 +403,7 @@ class NativeOracle::AtPoint final : public Linearization {
     with_type(model_.dtype(), [&](auto t) { first_pass<decltype(t)>(nullptr); });
   }
 
-  // H v, and the cotangents [k, n] of the weights along with it.
+  // H v, and the cotangents [k, K n] of the weights along with it.
   at::Tensor products(const at::Tensor& v, at::Tensor* cross) {
     if (!value_) forward();
     const at::NoGradGuard no_grad;
@@ -397,7 +414,7 @@ class NativeOracle::AtPoint final : public Linearization {
                               c10::toString(model_.dtype()), dy, c10::toString(v.scalar_type()), fmt::join(v.sizes(), ", ")));
     }
     const at::Tensor out = at::empty_like(rows);
-    if (cross) *cross = at::empty({count, n_}, model_.options());
+    if (cross) *cross = at::empty({count, model_.models() * n_}, model_.options());
     with_type(model_.dtype(), [&](auto t) {
       using T = decltype(t);
       const int64_t step = directions_at_once();
@@ -407,7 +424,7 @@ class NativeOracle::AtPoint final : public Linearization {
         const at::Tensor V = model_.packed<T>(some, k);
         sums<T>(k, some, ridge_, out.mutable_data_ptr<T>() + i * dy, [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
           passes<T>().curvature(s, V.const_data_ptr<T>(), k, a, b, state_.const_data_ptr<T>(), G,
-                                cross ? cross->mutable_data_ptr<T>() + i * n_ : nullptr, work);
+                                cross ? cross->mutable_data_ptr<T>() + i * model_.models() * n_ : nullptr, work);
           return 0.0;
         });
       }

@@ -238,6 +238,11 @@ void outer(const Samples<T>& s, const Block<T>& block, const T* R, int64_t m, T*
   for (int64_t e = 0; e < kPad<T>; e += L) outer_columns<1>(block.ends, block.rows, e, R, m, G + s.body + e, s.pitch);
 }
 
+template <class T>
+const T* weights_of(const Samples<T>& s, const T* weights, int64_t model) {
+  return weights ? weights + model * s.n : nullptr;
+}
+
 // w_r = s_r · scale, 0 past the last sample.
 template <class T>
 void take_weights(const Samples<T>& s, const Block<T>& block, const T* weights, T* w) {
@@ -425,49 +430,54 @@ double inner_product(const T* a, const T* b, int size) {
 
 template <class T>
 double gradient(const Samples<T>& s, const T* V, int64_t first, int64_t last, T* G, T* state, T* losses, T* work) {
-  const int64_t C = s.classes;
-  T *U = work, *own_state = U + C * kBlock, *w = own_state + C * kBlock, *l = w + kBlock, *t = l + kBlock;
+  const int64_t C = s.classes, K = s.models;
+  T *U = work, *own_state = U + K * C * kBlock, *w = own_state + C * kBlock, *l = w + kBlock, *t = l + kBlock;
   double value = 0;
   for (int64_t b = first; b < last; ++b) {
     const Block<T> block = block_at(s, b);
-    dot(s, block, V, C, U);
-    take_weights(s, block, s.weights, w);
-    first_order(s, block, w, U, state ? state + b * C * kBlock : own_state, l, t);
-    value += inner_product(w, l, block.rows);
-    if (losses) std::copy(l, l + block.rows, losses + block.first);
-    if (G) outer(s, block, U, C, G, b + 1 < last ? b + 1 : s.n);
+    dot(s, block, V, K * C, U);
+    for (int64_t k = 0; k < K; ++k) {
+      take_weights(s, block, weights_of(s, s.weights, k), w);
+      first_order(s, block, w, U + k * C * kBlock, state ? state + (b * K + k) * C * kBlock : own_state, l, t);
+      value += inner_product(w, l, block.rows);
+      if (losses) std::copy(l, l + block.rows, losses + k * s.n + block.first);
+    }
+    if (G) outer(s, block, U, K * C, G, b + 1 < last ? b + 1 : s.n);
   }
   return value;
 }
 
 template <class T>
 void curvature(const Samples<T>& s, const T* V, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* cross, T* work) {
-  const int64_t C = s.classes;
-  T *U = work, *w = U + k * C * kBlock, *slope = w + kBlock, *t = slope + kBlock;
+  const int64_t C = s.classes, K = s.models;
+  T *U = work, *w = U + k * K * C * kBlock, *slope = w + kBlock, *t = slope + kBlock;
   for (int64_t b = first; b < last; ++b) {
     const Block<T> block = block_at(s, b);
-    dot(s, block, V, k * C, U);
-    take_weights(s, block, s.weights, w);
-    for (int64_t i = 0; i < k; ++i) {
-      second_order(s, block, w, state + b * C * kBlock, U + i * C * kBlock, slope, t);
-      if (!cross) continue;
-      for (int r = 0; r < block.rows; ++r) cross[i * s.n + block.first + r] = slope[r] * static_cast<T>(s.scale);
+    dot(s, block, V, k * K * C, U);
+    for (int64_t m = 0; m < K; ++m) {
+      take_weights(s, block, weights_of(s, s.weights, m), w);
+      for (int64_t i = 0; i < k; ++i) {
+        second_order(s, block, w, state + (b * K + m) * C * kBlock, U + (i * K + m) * C * kBlock, slope, t);
+        if (!cross) continue;
+        T* const of_weights = cross + (i * K + m) * s.n + block.first;
+        for (int r = 0; r < block.rows; ++r) of_weights[r] = slope[r] * static_cast<T>(s.scale);
+      }
     }
-    if (G) outer(s, block, U, k * C, G, b + 1 < last ? b + 1 : s.n);
+    if (G) outer(s, block, U, k * K * C, G, b + 1 < last ? b + 1 : s.n);
   }
 }
 
 template <class T>
 void weighted(const Samples<T>& s, const T* weights, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* work) {
-  const int64_t C = s.classes;
-  T *R = work, *w = R + k * C * kBlock, *t = w + kBlock;
+  const int64_t C = s.classes, K = s.models;
+  T *R = work, *w = R + k * K * C * kBlock, *t = w + kBlock;
   for (int64_t b = first; b < last; ++b) {
     const Block<T> block = block_at(s, b);
-    for (int64_t i = 0; i < k; ++i) {
+    for (int64_t i = 0; i < k * K; ++i) {
       take_weights(s, block, weights + i * s.n, w);
-      derivative(s, block, w, state + b * C * kBlock, R + i * C * kBlock, t);
+      derivative(s, block, w, state + (b * K + i % K) * C * kBlock, R + i * C * kBlock, t);
     }
-    outer(s, block, R, k * C, G, b + 1 < last ? b + 1 : s.n);
+    outer(s, block, R, k * K * C, G, b + 1 < last ? b + 1 : s.n);
   }
 }
 

@@ -33,25 +33,26 @@ struct Samples {
   const int64_t* labels = nullptr;  // softmax: [all]
   const T* targets = nullptr;       // else [C, target_pitch]
   int64_t target_pitch = 0;
-  const T* weights = nullptr;  // s [n] of the batch, null: 1
+  int64_t models = 1;          // K, each C rows of V and G
+  const T* weights = nullptr;  // s [K, n] of the batch, null: 1
   double scale = 1;            // of every loss, 1/n
 
   int64_t blocks() const { return (n + rows - 1) / rows; }
 };
 
-/// What the passes leave behind of each block for those that follow: [blocks, C, kBlock], by which the loss's derivatives are
+/// What the passes leave behind of each block for those that follow: [blocks, K C, kBlock], by which the loss's derivatives are
 /// told: squared z − t, logistic σ(−tz), softmax the probabilities, Poisson e^z.
 ///
 /// Each pass adds to G over the blocks [first, last), and G and `cross` may be null where they are not wanted. `work` has
 /// work_size elements.
 template <class T>
 struct Passes {
-  /// With z = V a:  G += s ∂ℓ/∂z aᵀ scale;  losses = ℓ [n];  returns Σ s ℓ scale.
+  /// With z = V a:  G += s ∂ℓ/∂z aᵀ scale;  losses = ℓ [K, n];  returns Σ s ℓ scale.
   double (*gradient)(const Samples<T>&, const T* V, int64_t first, int64_t last, T* G, T* state, T* losses, T* work);
-  /// For k blocks of C rows of V, with u = V a:  G += s ∂²ℓ/∂z² u aᵀ scale;  cross = ⟨∂ℓ/∂z, u⟩ scale [k, n].
+  /// For k blocks of K C rows of V, with u = V a:  G += s ∂²ℓ/∂z² u aᵀ scale;  cross = ⟨∂ℓ/∂z, u⟩ scale [k, K, n].
   void (*curvature)(const Samples<T>&, const T* V, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* cross,
                     T* work);
-  /// For k rows of s' [k, n]:  G += s' ∂ℓ/∂z aᵀ scale.
+  /// For k blocks of s' [k, K, n]:  G += s' ∂ℓ/∂z aᵀ scale.
   void (*weighted)(const Samples<T>&, const T* weights, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* work);
 };
 

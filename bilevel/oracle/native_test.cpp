@@ -26,6 +26,7 @@ struct Case {
   Weights weights = Weights::kPerSample;
   Ridge ridge = Ridge::kScalar;
   at::ScalarType dtype = at::kDouble;
+  int64_t models = 1;
 };
 
 at::Tensor cut(const at::Tensor& t, const Batch& batch, int64_t dimension) {
@@ -37,11 +38,13 @@ class Glm : public Problem {
  public:
   explicit Glm(const Case& c) : case_(c), loss_(c.loss == "poisson" ? "squared" : c.loss) {
     Draw draw = Stream(7, "glm").at(0);
-    weight_count_ = c.weights == Weights::kPerSample ? c.n : c.weights == Weights::kPerSource ? 4 : 0;
-    ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? c.C * (c.d + (c.bias ? 1 : 0)) : 0;
+    weight_count_ = c.weights == Weights::kPerSample ? c.models * c.n : c.weights == Weights::kPerSource ? 4 : 0;
+    ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? c.models * c.C * (c.d + (c.bias ? 1 : 0)) : 0;
     outer_.add("weights", {weight_count_}).add("ridge", {ridge_count_});
-    inner_.add("W", {c.C, c.d});
-    if (c.bias) inner_.add("c", {c.C});
+    for (int64_t k = 0; k < c.models; ++k) {
+      inner_.add(fmt::format("W{}", k), {c.C, c.d});
+      if (c.bias) inner_.add(fmt::format("c{}", k), {c.C});
+    }
     form_.features = draw.normal({c.n, c.d}).to(c.dtype);
     at::Tensor labels = draw.integers(c.loss == "logistic" ? 2 : c.C, {c.n});
     if (c.loss == "squared") labels = draw.normal({c.n, c.C});
@@ -50,9 +53,11 @@ class Glm : public Problem {
     form_.link = c.loss == "poisson" ? LinearForm::Link::kPoisson : LinearForm::link_of(loss_);
     form_.outputs = c.C;
     form_.bias = c.bias;
+    form_.models = c.models;
     sources_ = at::arange(c.n).remainder(4);
     fixed_ = draw.uniform({c.n}).to(c.dtype);
     if (c.weights != Weights::kNone) form_.sample_weights = [this](const at::Tensor& x, const Batch& b) { return s(x, b); };
+    if (c.models > 1) form_.prior = [](const at::Tensor& x) { return x.sin().sum() / 3; };
     if (c.ridge != Ridge::kNone) form_.ridge = [this](const at::Tensor& x) { return lambda(x); };
   }
 
@@ -62,11 +67,17 @@ class Glm : public Problem {
   const LinearForm* outer_linear_form() const override { return offers_ && both_ ? &form_ : nullptr; }
 
   at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    const at::Tensor z = logits(y, batch), t = cut(form_.targets, batch, 1);
-    at::Tensor l = case_.loss == "poisson" ? (z.exp() - t * z).sum(0) : loss_.losses(z, t);
+    const at::Tensor t = cut(form_.targets, batch, 1);
+    std::vector<at::Tensor> losses;
+    for (int64_t k = 0; k < case_.models; ++k) {
+      const at::Tensor z = logits(y, batch, k);
+      losses.push_back(case_.loss == "poisson" ? (z.exp() - t * z).sum(0) : loss_.losses(z, t));
+    }
+    at::Tensor l = case_.models == 1 ? losses[0] : at::stack(losses);
     if (form_.sample_weights) l = l * s(x, batch);
-    at::Tensor g = l.mean();
+    at::Tensor g = l.sum() / l.size(-1);
     if (form_.ridge) g = g + (lambda(x) * y * y).sum() / 2;
+    if (form_.prior) g = g + form_.prior(x);
     return g;
   }
   at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
@@ -75,9 +86,12 @@ class Glm : public Problem {
 
   at::Tensor s(const at::Tensor& x, const Batch& batch) const {
     switch (case_.weights) {
-      case Weights::kPerSample: return cut(x.narrow(0, 0, case_.n), batch, 0).sigmoid() * 2;
-      case Weights::kPerSource: return x.narrow(0, 0, 4).exp().index_select(0, cut(sources_, batch, 0));
-      default: return cut(fixed_, batch, 0);
+      case Weights::kPerSample: {
+        const at::Tensor all = x.narrow(0, 0, weight_count_);
+        return cut(case_.models == 1 ? all : all.view({case_.models, case_.n}), batch, case_.models == 1 ? 0 : 1).sigmoid() * 2;
+      }
+      case Weights::kPerSource: return of_each_model(x.narrow(0, 0, 4).exp().index_select(0, cut(sources_, batch, 0)));
+      default: return of_each_model(cut(fixed_, batch, 0));
     }
   }
   at::Tensor lambda(const at::Tensor& x) const {
@@ -87,10 +101,17 @@ class Glm : public Problem {
       default: return at::scalar_tensor(0.3, form_.features.options());
     }
   }
-  at::Tensor logits(const at::Tensor& y, const Batch& batch) const {
+  at::Tensor of_each_model(const at::Tensor& weights) const {
+    if (case_.models == 1) return weights;
+    std::vector<at::Tensor> rows;
+    for (int64_t k = 0; k < case_.models; ++k) rows.push_back(weights * static_cast<double>(k + 1));
+    return at::stack(rows);
+  }
+  at::Tensor logits(const at::Tensor& y, const Batch& batch, int64_t k) const {
     const auto parts = inner_.split(y);
-    const at::Tensor z = parts[0].mm(cut(form_.features, batch, 0).t());
-    return case_.bias ? z + parts[1].unsqueeze(1) : z;
+    const auto first = static_cast<size_t>(case_.bias ? 2 * k : k);
+    const at::Tensor z = parts[first].mm(cut(form_.features, batch, 0).t());
+    return case_.bias ? z + parts[first + 1].unsqueeze(1) : z;
   }
 
   LinearForm form_;
@@ -182,6 +203,20 @@ std::vector<Case> all_cases() {
         }
       }
     }
+    // Several models of the same samples.
+    for (const char* loss : {"squared", "logistic", "softmax", "poisson"}) {
+      for (const Weights weights : {Weights::kNone, Weights::kFixed, Weights::kPerSample, Weights::kPerSource}) {
+        Case c;
+        c.loss = loss;
+        c.C = c.loss == "logistic" ? 1 : 3;
+        c.weights = weights;
+        c.ridge = weights == Weights::kFixed ? Ridge::kPerWeight : Ridge::kScalar;
+        c.bias = weights != Weights::kPerSource;
+        c.dtype = dtype;
+        c.models = 4;
+        list.push_back(c);
+      }
+    }
     // Shapes: features that end in the middle of a vector, at its end, within one; classes that fill no tile, one, several.
     for (const auto& [n, d, C] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
              {1, 1, 2}, {7, 5, 2}, {32, 16, 5}, {33, 64, 10}, {31, 130, 7}, {2100, 37, 4}, {40, 6000, 2}, {17, 15, 40}}) {
@@ -201,8 +236,8 @@ std::vector<Case> all_cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, NativeOracleCases, testing::ValuesIn(all_cases()), [](const auto& one) {
   const Case& c = one.param;
-  return fmt::format("{}_{}x{}x{}_{}_weights{}_ridge{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias",
-                     static_cast<int>(c.weights), static_cast<int>(c.ridge), c10::toString(c.dtype));
+  return fmt::format("{}_{}x{}x{}_{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias",
+                     static_cast<int>(c.weights), static_cast<int>(c.ridge), c.models, c10::toString(c.dtype));
 });
 
 // Written out by hand for one sample and two classes: not by way of autodiff.

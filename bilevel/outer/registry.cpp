@@ -4,6 +4,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/outer/adam.h"
+#include "bilevel/outer/bfgs.h"
 #include "bilevel/outer/sgd.h"
 
 namespace bilevel {
@@ -25,6 +26,7 @@ const std::vector<OuterOptimizerRow>& outer_optimizers() {
       row<OuterSgd>("sgd", "gradient descent; momentum, dampening, nesterov and weight_decay as in PyTorch", OuterSgdOptions{}),
       row<OuterSgd>("momentum", "sgd with momentum 0.9 unless given", OuterSgdOptions{.momentum = 0.9}),
       row<OuterAdam>("adam", "Adam, with amsgrad and weight_decay as in PyTorch", OuterAdamOptions{}),
+      row<OuterBfgs>("bfgs", "L-BFGS with steps of length one at most max_step: for a few x and little noise", OuterBfgsOptions{}),
   };
   return rows;
 }

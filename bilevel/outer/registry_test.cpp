@@ -21,6 +21,8 @@ const std::vector<std::pair<std::string, std::string>> kRules = {
     {"sgd", "lr = 0.05"},
     {"momentum", "lr = 0.05\nnesterov = true"},
     {"momentum", "lr = 0.05\ndampening = 0.5"},
+    {"bfgs", "max_step = 0.5"},
+    {"bfgs", "history = 1"},
     {"adam", "lr = 0.1"},
     {"adam", "lr = 0.5\nbetas = [0.5, 0.6]\namsgrad = true"},
 };

@@ -12,6 +12,9 @@ namespace bilevel {
 ///
 ///     (1/n) Σ_i s_i(x) ℓ(W a_i + c, t_i) + ½ Σ_j λ_j(x) y_j²,   y = (W row by row, then c)
 ///
+/// or as the sum of K such over the same samples, y the K models one after the other: a pass over the samples then serves all K,
+/// as for the folds of a cross-validation.
+///
 /// A problem that offers its losses so (`Problem::inner_linear_form`) is differentiated by the native oracle.
 struct LinearForm {
   /// ℓ(z, t): those of problem/loss.h, and Poisson's Σ_c (exp z_c − t_c z_c), t counts.
@@ -30,10 +33,13 @@ struct LinearForm {
   Link link = Link::kSquared;
   int64_t outputs = 1;  // C, the rows of W
   bool bias = true;     // c is there
-  /// s(x) of the batch's samples [B], differentiable; empty: 1.
+  int64_t models = 1;   // K
+  /// s(x) of the batch's samples, [B] or of each model [K, B], differentiable; empty: 1.
   std::function<at::Tensor(const at::Tensor& x, const Batch& batch)> sample_weights;
   /// λ(x), a scalar or [dy], differentiable; empty: 0.
   std::function<at::Tensor(const at::Tensor& x)> ridge;
+  /// What x alone adds to the loss, a differentiable scalar: a prior on x; empty: 0.
+  std::function<at::Tensor(const at::Tensor& x)> prior;
 };
 
 }  // namespace bilevel

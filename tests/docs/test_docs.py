@@ -151,7 +151,7 @@ def test_every_command_and_option_is_described():
     page = (ROOT / "docs" / "command-line.md").read_text()
     headings = {word for line in re.findall(r"^## (.+)$", page, re.M) for word in re.split(r"[,\s]+", line)}
     names = subcommands()
-    assert {"run", "reweight"} <= set(names)
+    assert {"run", "reweight", "tune"} <= set(names)
     assert set(names) <= headings
     described, known = option_names(page), set()
     for name in names:
@@ -234,6 +234,8 @@ CASES = {
     "outer momentum": "[problem]\n" + L2 + DATA + '[outer]\nrule = "momentum"\n',
     "mlp": '[problem]\nmodel = "mlp"\n' + L2 + DATA,
     "cnn": '[problem]\nmodel = "cnn"\n' + L2 + DATA,
+    "tune": '[problem]\ntask = "tune"\n[data]\nbuiltin = "digits"\nsamples = 200\n',
+    "tune mlp": '[problem]\ntask = "tune"\nmodel = "mlp"\n[data]\nbuiltin = "digits"\nsamples = 60\n[tune]\nupdates = 5\nfolds = 2\n',
     "reweight": '[problem]\ntask = "reweight"\n[data]\nbuiltin = "digits"\n',
     "reweight mlp": '[problem]\ntask = "reweight"\nmodel = "mlp"\n[data]\nbuiltin = "digits"\nsamples = 60\ntrusted_samples = 20\n[reweight]\nsteps = 1\nfolds = 2\n',
 }
@@ -247,7 +249,7 @@ IN_WORDS = {"run.threads", "data.builtin", "data.samples", "data.trusted_samples
 def test_defaults_are_as_documented(case, tmp_path):
     documented = documented_defaults()
     (tmp_path / "c.toml").write_text(CASES[case])
-    settings = [] if case.startswith("reweight") else ["--set", "outer.steps=0"]
+    settings = [] if case.startswith(("reweight", "tune")) else ["--set", "outer.steps=0"]
     if settings and case != "closed-form":
         settings += ["--set", "inner.steps=1"]
     done = subprocess.run([BINARY, "run", "c.toml", "--out", "out", *settings], cwd=tmp_path, env=ENVIRONMENT, text=True,

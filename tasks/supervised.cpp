@@ -446,27 +446,35 @@ at::Tensor SupervisedProblem::regulariser(const std::vector<at::Tensor>& parts, 
   return (penalised_.defined() ? (y * penalised_).dot(y) : y.dot(y)).mul(0.5 * options_.l2);
 }
 
-// λ of each weight, [dy] or a scalar: what `regulariser` sums up by groups.
-at::Tensor SupervisedProblem::strengths(const std::vector<at::Tensor>& parts) const {
+// λ of each weight: what `regulariser` sums up by groups.
+SpreadMap SupervisedProblem::strengths() const {
   if (l2_ < 0) {
-    return penalised_.defined() ? penalised_ * options_.l2 : at::scalar_tensor(options_.l2, inner_.features.options());
+    const at::Tensor one = at::full({1}, options_.l2, x0_.options());
+    return {.size = 0, .factor = penalised_.defined() ? penalised_ * one : one};
   }
   const Hyperparameter& one = options_.hyperparameters[l2_];
-  at::Tensor lambda = apply(one.map, parts[l2_]);
-  if (one.per == Per::kLayer) lambda = lambda.squeeze(0);  // a linear model has one
-  if (lambda.dim() == 0) return penalised_.defined() ? penalised_ * lambda : lambda;
-  const int64_t C = model_->output_size(), d = model_->layers().front().fan_in;
-  at::Tensor weights, biases;
-  if (one.per == Per::kClass) {
-    weights = lambda.unsqueeze(1).expand({C, d});
-    biases = lambda;
+  SpreadMap map = spread(l2_);
+  if (one.per == Per::kOne || one.per == Per::kLayer) {  // a linear model has one layer
+    map.factor = penalised_;
   } else {
-    weights = lambda.narrow(0, 0, d).unsqueeze(0).expand({C, d});
-    if (one.bias && options_.model.bias) biases = lambda.narrow(0, d, 1).expand({C});
+    const Groups of = groups(one.per, one.bias);
+    map.index = of.index;
+    map.factor = of.member;
   }
-  weights = weights.reshape({-1});
-  if (!options_.model.bias) return weights;
-  return at::cat({weights, one.bias ? biases : at::zeros({C}, lambda.options().requires_grad(false))});
+  return map;
+}
+
+SpreadMap SupervisedProblem::spread(int64_t part) const {
+  SpreadMap map;
+  map.first = outer_layout_.parts()[static_cast<size_t>(part)].offset;
+  map.size = outer_layout_.parts()[static_cast<size_t>(part)].size;
+  switch (options_.hyperparameters[part].map) {
+    case Map::kSigmoid: map.phi = SpreadMap::Phi::kSigmoid; break;
+    case Map::kSoftplus: map.phi = SpreadMap::Phi::kSoftplus; break;
+    case Map::kExp: map.phi = SpreadMap::Phi::kExp; break;
+    case Map::kIdentity: map.phi = SpreadMap::Phi::kIdentity; break;
+  }
+  return map;
 }
 
 // What is added to a loss below must be added here too, or the native oracle differentiates another loss.
@@ -480,12 +488,13 @@ void SupervisedProblem::offer_linear_forms() {
   outer_form_ = std::make_unique<LinearForm>(form);
   form.features = inner_.features;
   form.targets = inner_.targets;
-  if (fixed_weights_.defined() || sample_weight_ >= 0 || source_weight_ >= 0) {
-    form.sample_weights = [this](const at::Tensor& x, const Batch& batch) { return weights(parts_of(x), batch); };
+  if (fixed_weights_.defined()) form.sample_weight_maps.push_back({.size = 0, .factor = fixed_weights_});
+  if (sample_weight_ >= 0) form.sample_weight_maps.push_back(spread(sample_weight_));
+  if (source_weight_ >= 0) {
+    form.sample_weight_maps.push_back(spread(source_weight_));
+    form.sample_weight_maps.back().index = sources_;
   }
-  if (l2_ >= 0 || options_.l2 != 0) {
-    form.ridge = [this](const at::Tensor& x) { return strengths(parts_of(x)); };
-  }
+  if (l2_ >= 0 || options_.l2 != 0) form.ridge_map = strengths();
   inner_form_ = std::make_unique<LinearForm>(std::move(form));
 }
 

@@ -16,6 +16,7 @@ namespace bilevel {
 
 class Gram;
 class Section;
+struct SpreadMap;
 
 /// One part of x.
 struct Hyperparameter {
@@ -158,7 +159,8 @@ class SupervisedProblem : public Problem {
   at::Tensor weights(const std::vector<at::Tensor>& parts, const Batch& batch) const;
   at::Tensor regulariser(const std::vector<at::Tensor>& parts, const at::Tensor& y) const;
   at::Tensor energies(const Hyperparameter& l2, const at::Tensor& y) const;
-  at::Tensor strengths(const std::vector<at::Tensor>& parts) const;
+  SpreadMap strengths() const;
+  SpreadMap spread(int64_t part) const;
   void offer_linear_forms();
 
   SupervisedOptions options_;

@@ -42,7 +42,33 @@ class CountedLinearization final : public Linearization {
   const std::shared_ptr<CountedOracle::Meter> meter_;
 };
 
+class CountedJointPass final : public JointPass {
+ public:
+  CountedJointPass(std::unique_ptr<JointPass> pass, std::shared_ptr<CountedOracle::Meter> meter)
+      : pass_(std::move(pass)), meter_(std::move(meter)) {}
+
+  double inner(const at::Tensor& x, const at::Tensor& y, const at::Tensor& v, const Batch& batch, const at::Tensor& r,
+               const at::Tensor& Hv, const at::Tensor& cross) override {
+    meter_->add(&Cost::gradients);
+    meter_->add(&Cost::hvps);
+    meter_->add(&Cost::cross_products);
+    return pass_->inner(x, y, v, batch, r, Hv, cross);
+  }
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+    meter_->add(&Cost::gradients);
+    return pass_->outer(x, y, batch, f_y, f_x);
+  }
+
+ private:
+  const std::unique_ptr<JointPass> pass_;
+  const std::shared_ptr<CountedOracle::Meter> meter_;
+};
+
 }  // namespace
+
+std::unique_ptr<JointPass> CountedOracle::joint_pass() const {
+  return std::make_unique<CountedJointPass>(oracle_.joint_pass(), meter_);
+}
 
 std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                               const Batch& batch) const {

@@ -1,14 +1,15 @@
 // With z_i = W a_i + c, D_i = ∂ℓ_i/∂z, K_i = ∂²ℓ_i/∂z² and u_i = V a_i for a direction V = (v's W, v's c):
 //
-//   g       = (1/n) Σ s_i ℓ_i + ½ Σ λ_j y_j²               (what x alone adds is autograd's too)
+//   g       = (1/n) Σ s_i ℓ_i + ½ Σ λ_j y_j²               (and what x alone adds)
 //   ∂y g    = (1/n) Σ s_i D_i a_iᵀ + λ y                    ∂x g    = ∂x ⟨s, ℓ⟩/n + ½ ∂x ⟨λ, y²⟩
 //   H v     = (1/n) Σ s_i K_i u_i a_iᵀ + λ v                (∂x r)ᵀ v = ∂x ⟨s, (D_iᵀ u_i)_i⟩/n + ∂x ⟨λ, y v⟩
 //   ∂x r q  = (1/n) Σ (∂s q)_i D_i a_iᵀ + (∂λ q) y
 //
-// The sums over samples are the passes of native_kernels.h; ∂x is autograd's, through s(x) and λ(x) alone.
+// The sums over samples are the passes of native_kernels.h; s, λ and their ∂x are those of native_coefficients.h.
 #include "bilevel/oracle/native.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
@@ -19,33 +20,34 @@
 #include <type_traits>
 
 #include "bilevel/core/error.h"
-#include "bilevel/oracle/autograd.h"
+#include "bilevel/oracle/native_coefficients.h"
 #include "bilevel/oracle/native_kernels.h"
 #include "bilevel/problem/linear_form.h"
 
 namespace bilevel {
+namespace native {
 namespace {
 
 constexpr int64_t kPieceSamples = 1024;      // summed up in float before they are added in double
 constexpr int64_t kBlockBytes = 256 * 1024;  // of features: a quarter of a usual second-level cache
 constexpr int64_t kRowsOfWeights = 32;       // of a block of directions, in one pass: what is multiplied should fit the cache too
 
-native::Link link_of(LinearForm::Link link) {
+Link link_of(LinearForm::Link link) {
   switch (link) {
-    case LinearForm::Link::kLogistic: return native::Link::kLogistic;
-    case LinearForm::Link::kSoftmax: return native::Link::kSoftmax;
-    case LinearForm::Link::kPoisson: return native::Link::kPoisson;
+    case LinearForm::Link::kLogistic: return Link::kLogistic;
+    case LinearForm::Link::kSoftmax: return Link::kSoftmax;
+    case LinearForm::Link::kPoisson: return Link::kPoisson;
     case LinearForm::Link::kSquared: break;
   }
-  return native::Link::kSquared;
+  return Link::kSquared;
 }
 
 template <class T>
-native::Passes<T> passes() {
+Passes<T> passes() {
   if constexpr (std::is_same_v<T, float>) {
-    return native::float_passes();
+    return float_passes();
   } else {
-    return native::double_passes();
+    return double_passes();
   }
 }
 
@@ -59,21 +61,27 @@ double triple_product(const T* a, bool one, const T* b, const T* c, int64_t size
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Calls f(T()) with the element type of `dtype`.
-template <class F>
-auto with_type(at::ScalarType dtype, F f) {
-  return dtype == at::kDouble ? f(double()) : f(float());
+// A new vector without the dispatcher, which costs as much as a small product.
+template <class T>
+at::Tensor empty(int64_t size) {
+  return at::detail::empty_cpu({size}, std::is_same_v<T, double> ? at::kDouble : at::kFloat);
 }
 
 template <class T>
-const T* data_or_null(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+void add_ridge(const Coefficients<T>& at_x, const T* v, int64_t dy, T* out) {
+  const T* const lambda = at_x.ridge();
+  if (!lambda) return;
+  if (at_x.one_ridge()) {
+    for (int64_t j = 0; j < dy; ++j) out[j] += lambda[0] * v[j];
+  } else {
+    for (int64_t j = 0; j < dy; ++j) out[j] += lambda[j] * v[j];
+  }
 }
 
 }  // namespace
 
 /// A linear form, laid out for the passes.
-class NativeOracle::Model {
+class Model {
  public:
   Model(const LinearForm& form, const Problem& problem, const char* which) : form_(form) {
     const std::string what = fmt::format("NativeOracle: the {} linear form", which);
@@ -98,51 +106,73 @@ class NativeOracle::Model {
       require(form.targets.min().item<int64_t>() >= 0 && form.targets.max().item<int64_t>() < form.outputs,
               fmt::format("{} has a label outside 0…{}.", what, form.outputs - 1));
     }
+    dx_ = problem.outer_layout().size();
+    check_maps(form, samples_, weights(), dx_, dtype);
     features_ = form.features.detach().contiguous();
     targets_ = form.targets.detach().contiguous();
 
-    pad_ = dtype == at::kDouble ? native::kPad<double> : native::kPad<float>;
+    pad_ = dtype == at::kDouble ? kPad<double> : kPad<float>;
     body_ = d_ / pad_ * pad_;
     const int64_t rest = d_ - body_;
     ends_ = at::zeros({rest > 0 ? samples_ : 1, pad_}, features_.options());
     if (rest > 0) ends_.narrow(1, 0, rest).copy_(features_.narrow(1, body_, rest));
     if (form.bias) ends_.select(1, rest).fill_(1);
     const int64_t row_bytes = std::max<int64_t>(d_ * features_.element_size(), 1);
-    rows_ = row_bytes * native::kBlock <= kBlockBytes ? native::kBlock : row_bytes * native::kBlock <= 2 * kBlockBytes ? 16 : 8;
+    rows_ = row_bytes * kBlock <= kBlockBytes ? kBlock : row_bytes * kBlock <= 2 * kBlockBytes ? 16 : 8;
   }
 
   at::ScalarType dtype() const { return features_.scalar_type(); }
   at::TensorOptions options() const { return features_.options(); }
-  int64_t rows() const { return form_.models * form_.outputs; }  // of V
   int64_t models() const { return form_.models; }
-  int64_t outputs() const { return form_.outputs; }
+  int64_t rows() const { return form_.models * form_.outputs; }  // of V
+  int64_t size() const { return samples_; }
+  int64_t packed_size() const { return rows() * pitch(); }
   int64_t pitch() const { return body_ + pad_; }
+  int64_t hyperparameters() const { return dx_; }
   int64_t weights() const { return form_.models * model_weights(); }  // dy
   const LinearForm& form() const { return form_; }
 
-  void check(const at::Tensor& samples) const {
-    if (samples.dim() != 1 || samples.scalar_type() != at::kLong || samples.size(0) == 0) {
+  int64_t samples_of(const Batch& batch) const { return batch.full() ? samples_ : batch.samples.size(0); }
+
+  // The batch, its indices contiguous. Messages are only written where they are needed: a small product takes a microsecond.
+  Batch checked(Batch batch) const {
+    if (batch.full()) return batch;
+    if (batch.samples.dim() != 1 || batch.samples.scalar_type() != at::kLong || batch.samples.size(0) == 0) {
       throw Error("NativeOracle: a batch should hold the indices of its samples, int64 [B].");
     }
-    const at::Tensor flat = samples.contiguous();
-    const int64_t* const index = flat.const_data_ptr<int64_t>();
-    const auto [low, high] = std::minmax_element(index, index + flat.numel());
-    if (*low >= 0 && *high < samples_) return;  // no message is written where none is needed: a small product takes 2 µs
+    if (!batch.samples.is_contiguous()) batch.samples = batch.samples.contiguous();
+    const int64_t* const index = batch.samples.const_data_ptr<int64_t>();
+    const int64_t n = batch.samples.size(0);
+    bool outside = false;
+    for (int64_t i = 0; i < n; ++i) outside |= static_cast<uint64_t>(index[i]) >= static_cast<uint64_t>(samples_);
+    if (!outside) return batch;
+    const auto [low, high] = std::minmax_element(index, index + n);
     throw Error(
         fmt::format("NativeOracle: a batch names the samples {} to {}, and there are 0 to {}.", *low, *high, samples_ - 1));
   }
 
   template <class T>
-  native::Samples<T> samples(const at::Tensor& index, const at::Tensor& weights) const {
-    native::Samples<T> s;
+  void check(const at::Tensor& t, int64_t size, const char* name, const char* caller) const {
+    if (t.scalar_type() != dtype()) {
+      throw Error(fmt::format("{}: {} is {}, and the problem's features are {}.", caller, name, c10::toString(t.scalar_type()),
+                              c10::toString(dtype())));
+    }
+    if (t.dim() != 1 || t.size(0) != size) {
+      throw Error(fmt::format("{}: {} should have shape [{}], got [{}].", caller, name, size, fmt::join(t.sizes(), ", ")));
+    }
+  }
+
+  template <class T>
+  Samples<T> samples(const Batch& batch, const T* weights) const {
+    Samples<T> s;
     s.features = features_.const_data_ptr<T>();
     s.feature_pitch = d_;
     s.body = body_;
     s.ends = ends_.const_data_ptr<T>();
     s.end_pitch = ends_.size(0) > 1 || samples_ == 1 ? pad_ : 0;
     s.pitch = pitch();
-    s.index = data_or_null<int64_t>(index);
-    s.n = index.defined() ? index.size(0) : samples_;
+    s.index = batch.full() ? nullptr : batch.samples.const_data_ptr<int64_t>();
+    s.n = samples_of(batch);
     s.rows = rows_;
     s.link = link_of(form_.link);
     s.classes = form_.outputs;
@@ -153,48 +183,33 @@ class NativeOracle::Model {
       s.targets = targets_.const_data_ptr<T>();
       s.target_pitch = samples_;
     }
-    s.weights = data_or_null<T>(weights);
+    s.weights = weights;
     s.scale = 1.0 / static_cast<double>(s.n);
     return s;
   }
 
-  // Rows of y, or of a block of directions, as the passes take them: [k K C, pitch].
+  // y, or a direction, as the passes take it: K C rows of `pitch`.
   template <class T>
-  at::Tensor packed(const T* from, int64_t k) const {
+  void pack(const T* from, T* to) const {
     const int64_t C = form_.outputs;
-    at::Tensor out = at::empty({k * rows(), pitch()}, options());
-    T* to = out.mutable_data_ptr<T>();
-    for (int64_t i = 0; i < k * models(); ++i, from += model_weights()) {
+    for (int64_t k = 0; k < models(); ++k, from += model_weights()) {
       for (int64_t c = 0; c < C; ++c, to += pitch()) {
         std::copy(from + c * d_, from + (c + 1) * d_, to);
         to[d_] = form_.bias ? from[C * d_ + c] : T(0);
         std::fill(to + d_ + 1, to + pitch(), T(0));
       }
     }
-    return out;
   }
 
-  // What the passes summed up, [k K C, pitch] of A, plus ridge · v, as rows [k, dy].
+  // What the passes summed up, K C rows of A, as a vector [dy].
   template <class T, class A>
-  void unpack(const A* sums, int64_t k, const at::Tensor& ridge, const T* v, T* out) const {
-    const int64_t C = form_.outputs, dy = weights();
-    const T* const lambda = data_or_null<T>(ridge);
-    const bool one = lambda && ridge.dim() == 0;
-    T* to = out;
-    for (int64_t i = 0; i < k * models(); ++i, to += model_weights()) {
+  void unpack(const A* sums, T* out) const {
+    const int64_t C = form_.outputs;
+    for (int64_t k = 0; k < models(); ++k, out += model_weights()) {
       for (int64_t c = 0; c < C; ++c, sums += pitch()) {
-        for (int64_t j = 0; j < d_; ++j) to[c * d_ + j] = static_cast<T>(sums[j]);
-        if (form_.bias) to[C * d_ + c] = static_cast<T>(sums[d_]);
+        for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(sums[j]);
+        if (form_.bias) out[C * d_ + c] = static_cast<T>(sums[d_]);
       }
-    }
-    if (!lambda) return;
-    for (int64_t i = 0; i < k; ++i, out += dy) {
-      if (one) {
-        for (int64_t j = 0; j < dy; ++j) out[j] += lambda[0] * v[j];
-      } else {
-        for (int64_t j = 0; j < dy; ++j) out[j] += lambda[j] * v[j];
-      }
-      v += dy;
     }
   }
 
@@ -203,111 +218,179 @@ class NativeOracle::Model {
 
   LinearForm form_;
   at::Tensor features_, targets_, ends_;
-  int64_t samples_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
+  int64_t samples_ = 0, dx_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
+};
+
+namespace {
+
+/// Σ of a pass over all blocks of the samples, [m, pitch]. Each thread sums up a piece of its samples after the other, and the
+/// threads' sums are added in their order.
+template <class T>
+class Sums {
+ public:
+  /// pass(first, last, G, work) → a part of the value, which is returned. m = 0: nothing is summed up but that.
+  template <class F>
+  double run(const Samples<T>& s, int64_t m, F pass, int64_t rows_of_work) {
+    const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
+    const int64_t pieces = (blocks + per_piece - 1) / per_piece;
+    const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
+    const int64_t size = m * s.pitch, work_each = work_size(rows_of_work, s.classes);
+    twice_ = std::is_same_v<T, float> && pieces > threads;  // float first, then double
+    all_fine_ = fine_.get(threads * size);
+    all_coarse_ = twice_ ? coarse_.get(threads * size) : nullptr;
+    T* const work = work_.get(threads * work_each);
+    double* const values = values_.get(threads);
+    std::fill_n(all_fine_, threads * size, T(0));
+    if (twice_) std::fill_n(all_coarse_, threads * size, 0.0);
+    const auto share = [&](int64_t i) {
+      T* const G = size > 0 ? all_fine_ + i * size : nullptr;
+      double* const total = twice_ ? all_coarse_ + i * size : nullptr;
+      values[i] = 0;
+      for (int64_t p = pieces * i / threads; p < pieces * (i + 1) / threads; ++p) {
+        values[i] += pass(p * per_piece, std::min(blocks, (p + 1) * per_piece), G, work + i * work_each);
+        if (!twice_) continue;
+        for (int64_t j = 0; j < size; ++j) {
+          total[j] += static_cast<double>(G[j]);
+          G[j] = 0;
+        }
+      }
+    };
+    if (threads == 1) {
+      share(0);
+      return values[0];
+    }
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) share(i);
+    });
+    double value = 0;
+    for (int64_t i = 0; i < threads; ++i) value += values[i];
+    const auto add = [&](auto* all) {
+      for (int64_t i = 1; i < threads; ++i) {
+        for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
+      }
+    };
+    if (twice_) {
+      add(all_coarse_);
+    } else {
+      add(all_fine_);
+    }
+    return value;
+  }
+
+  /// The i-th K C rows of what was summed up, as a vector [dy].
+  void unpack(const Model& model, int64_t i, T* out) const {
+    const int64_t offset = i * model.packed_size();
+    if (twice_) {
+      model.unpack(all_coarse_ + offset, out);
+    } else {
+      model.unpack(all_fine_ + offset, out);
+    }
+  }
+
+ private:
+  Buffer<T> fine_, work_;
+  Buffer<double> coarse_, values_;
+  T* all_fine_ = nullptr;
+  double* all_coarse_ = nullptr;
+  bool twice_ = false;
 };
 
 /// The form at one (x, y, batch).
-class NativeOracle::AtPoint final : public Linearization {
+template <class T>
+class AtPoint final : public Linearization {
  public:
   AtPoint(const Model& model, const at::Tensor& x, const at::Tensor& y, const Batch& batch, const char* caller)
-      : model_(model), batch_(batch), x_(x.detach()), y_(y.detach().contiguous()) {
+      : model_(model),
+        x_(x.detach().contiguous()),
+        y_(y.detach().contiguous()),
+        batch_(model.checked(batch)),
+        n_(model.samples_of(batch_)),
+        Kn_(model.models() * n_),
+        at_x_(model.form(), model.weights(), model.hyperparameters()) {
     const at::NoGradGuard no_grad;
-    for (const auto& [t, name] : {std::pair(&x_, "x"), std::pair(&y_, "y")}) {
-      if (t->scalar_type() == model.dtype()) continue;
-      throw Error(fmt::format("{}: {} is {}, and the problem's features are {}.", caller, name, c10::toString(t->scalar_type()),
-                              c10::toString(model.dtype())));
-    }
-    if (y_.dim() != 1 || y_.size(0) != model.weights()) {
-      throw Error(fmt::format("{}: y should have shape [{}], got [{}].", caller, model.weights(), fmt::join(y_.sizes(), ", ")));
-    }
-    if (!batch_.full()) {
-      batch_.samples = batch_.samples.contiguous();
-      model.check(batch_.samples);
-    }
-    n_ = batch_.full() ? model.form().features.size(0) : batch_.samples.size(0);
-    if (model.form().sample_weights) weights_ = checked_weights(model.form().sample_weights(x_, batch_)).detach().contiguous();
-    if (model.form().ridge) ridge_ = checked_ridge(model.form().ridge(x_)).detach().contiguous();
-    packed_ = with_type(model_.dtype(), [&](auto t) { return model_.packed<decltype(t)>(y_.const_data_ptr<decltype(t)>(), 1); });
+    model.check<T>(x_, model.hyperparameters(), "x", caller);
+    model.check<T>(y_, model.weights(), "y", caller);
+    at_x_.move_to(x_, batch_, n_);
+    samples_ = model.samples<T>(batch_, at_x_.weights());
+    model.pack(y_.const_data_ptr<T>(), packed_.get(model.packed_size()));
   }
 
   at::Tensor value() override {
-    if (!value_) forward();
+    if (!value_) first_pass(nullptr);
     return at::scalar_tensor(*value_, model_.options());
   }
 
   at::Tensor residual() override {
-    const at::NoGradGuard no_grad;
     if (residual_.defined()) return residual_;
-    residual_ = at::empty_like(y_);
-    with_type(model_.dtype(), [&](auto t) {
-      using T = decltype(t);
-      if (value_) {  // the forward pass was made: its state is enough
-        const at::Tensor w = weights_.defined() ? weights_ : at::ones({model_.models() * n_}, model_.options());
-        sums<T>(1, y_.const_data_ptr<T>(), ridge_, residual_.mutable_data_ptr<T>(),
-                [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-                  passes<T>().weighted(s, w.const_data_ptr<T>(), 1, a, b, state_.const_data_ptr<T>(), G, work);
-                  return 0.0;
-                });
-      } else {
-        first_pass<T>(residual_.mutable_data_ptr<T>());
-      }
-    });
+    residual_ = empty<T>(dy());
+    T* const out = residual_.mutable_data_ptr<T>();
+    if (!value_) {
+      first_pass(out);
+      return residual_;
+    }
+    // The forward pass was made: its state is enough.
+    const T* w = at_x_.weights();
+    if (!w) {
+      T* const ones = ones_.get(Kn_);
+      std::fill_n(ones, Kn_, T(1));
+      w = ones;
+    }
+    sums_.run(samples_, rows(), [&](int64_t a, int64_t b, T* G, T* work) {
+      passes<T>().weighted(samples_, w, 1, a, b, state_, G, work);
+      return 0.0;
+    }, rows());
+    sums_.unpack(model_, 0, out);
+    add_ridge(at_x_, y(), dy(), out);
     return residual_;
   }
 
   at::Tensor grad_x() override {
-    if (!value_) forward();
-    const at::Tensor of_weights = (losses_ / static_cast<double>(n_)).view(weights_shape());
-    const at::Tensor out = grad_through(
-        of_weights, [&] { return y_ * y_ / 2; }, [&] { return y_.dot(y_) / 2; });
-    if (!model_.form().prior) return out;
-    const at::AutoGradMode grad_mode(true);
-    const at::Tensor x = leaf(x_);
-    return out + gradients(model_.form().prior(x), {x}, {})[0];
+    if (!value_) first_pass(nullptr);
+    const at::Tensor out = empty<T>(x_.numel());
+    at_x_.gradient(1.0 / static_cast<double>(n_), losses_, 0.5, y(), y(), out.mutable_data_ptr<T>());
+    at_x_.add_prior_gradient(out.mutable_data_ptr<T>());
+    return out;
   }
 
   at::Tensor jvp_y(const at::Tensor& v) override { return products(v, nullptr); }
 
   Vjp vjp(const at::Tensor& w) override {
-    at::Tensor cross;
+    const int64_t count = w.dim() == 2 ? w.size(0) : 1, dx = x_.numel();
+    const T* cross = nullptr;
     Vjp out;
     out.y = products(w, &cross);
-    if (w.dim() == 1) {
-      out.x = cross_product(cross[0].view(weights_shape()), w);
-      return out;
+    const at::Tensor each = w.contiguous();
+    out.x = empty<T>(count * dx);
+    for (int64_t i = 0; i < count; ++i) {
+      at_x_.gradient(1.0, cross + i * Kn_, 1.0, y(), each.const_data_ptr<T>() + i * dy(), out.x.mutable_data_ptr<T>() + i * dx);
     }
-    std::vector<at::Tensor> rows;
-    for (int64_t i = 0; i < w.size(0); ++i) rows.push_back(cross_product(cross[i].view(weights_shape()), w[i]));
-    out.x = rows.empty() ? at::empty({0, x_.size(0)}, x_.options()) : at::stack(rows);
+    if (w.dim() == 2) out.x = out.x.view({count, dx});
     return out;
   }
 
   at::Tensor jvp_x(const at::Tensor& u) override {
-    const at::Tensor rows = u.dim() == 1 ? u.unsqueeze(0) : u;
-    std::vector<at::Tensor> weights, ridges;
-    for (int64_t i = 0; i < rows.size(0); ++i) {
-      if (depends(weights_of_x())) weights.push_back(along(weights_of_x(), weights_vjp_, rows[i]));
-      if (depends(ridge_of_x())) ridges.push_back(along(ridge_of_x(), ridge_vjp_, rows[i]));
+    const at::Tensor each = (u.dim() == 1 ? u.unsqueeze(0) : u).contiguous();
+    const int64_t count = each.size(0), dx = x_.numel();
+    const T* const directions = each.const_data_ptr<T>();
+    if (!value_) first_pass(nullptr);
+    const at::Tensor out = at::zeros({count, dy()}, y_.options());
+    T* const to = out.mutable_data_ptr<T>();
+    T* const s_dot = s_dot_.get(count * Kn_);
+    bool weights_move = false;
+    for (int64_t i = 0; i < count; ++i) weights_move = at_x_.weights_along(directions + i * dx, s_dot + i * Kn_);
+    for (int64_t i = 0; weights_move && i < count; i += directions_at_once()) {
+      const int64_t k = std::min(directions_at_once(), count - i);
+      sums_.run(samples_, k * rows(), [&](int64_t a, int64_t b, T* G, T* work) {
+        passes<T>().weighted(samples_, s_dot + i * Kn_, k, a, b, state_, G, work);
+        return 0.0;
+      }, k * rows());
+      for (int64_t j = 0; j < k; ++j) sums_.unpack(model_, j, to + (i + j) * dy());
     }
-    const at::NoGradGuard no_grad;
-    at::Tensor out = at::zeros({rows.size(0), y_.size(0)}, y_.options());
-    if (!weights.empty()) {
-      if (!value_) forward();
-      const at::Tensor s_dot = at::stack(weights).contiguous();
-      with_type(model_.dtype(), [&](auto t) {
-        using T = decltype(t);
-        const int64_t step = directions_at_once();
-        for (int64_t i = 0; i < rows.size(0); i += step) {
-          const int64_t k = std::min(step, rows.size(0) - i);
-          sums<T>(k, nullptr, {}, out.mutable_data_ptr<T>() + i * y_.size(0),
-                  [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-                    passes<T>().weighted(s, s_dot.const_data_ptr<T>() + i * model_.models() * n_, k, a, b, state_.const_data_ptr<T>(), G, work);
-                    return 0.0;
-                  });
-        }
-      });
+    T* const lambda_dot = lambda_dot_.get(dy());
+    for (int64_t i = 0; i < count; ++i) {
+      if (!at_x_.ridge_along(directions + i * dx, lambda_dot)) break;
+      for (int64_t j = 0; j < dy(); ++j) to[i * dy() + j] += lambda_dot[j] * y()[j];
     }
-    for (size_t i = 0; i < ridges.size(); ++i) out[static_cast<int64_t>(i)].add_(ridges[i] * y_);
     return u.dim() == 1 ? out[0] : out;
   }
 
@@ -315,184 +398,158 @@ class NativeOracle::AtPoint final : public Linearization {
   at::Tensor gauss_newton(const at::Tensor& v) override { return jvp_y(v); }
 
  private:
-  std::vector<int64_t> weights_shape() const {
-    return model_.models() == 1 ? std::vector<int64_t>{n_} : std::vector<int64_t>{model_.models(), n_};
-  }
-
-  const at::Tensor& checked_weights(const at::Tensor& s) const {
-    if (s.sizes() == at::IntArrayRef(weights_shape()) && s.scalar_type() == model_.dtype()) return s;
-    throw Error(fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(model_.dtype()),
-                            fmt::join(weights_shape(), ", "), c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
-  }
-  const at::Tensor& checked_ridge(const at::Tensor& lambda) const {
-    const bool fits = lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == y_.size(0));
-    if (fits && lambda.scalar_type() == model_.dtype()) return lambda;
-    throw Error(fmt::format("LinearForm::ridge: expected {}, a scalar or [{}], got {} [{}].", c10::toString(model_.dtype()),
-                            y_.size(0), c10::toString(lambda.scalar_type()), fmt::join(lambda.sizes(), ", ")));
-  }
-
-  int64_t directions_at_once() const { return std::max<int64_t>(1, kRowsOfWeights / model_.rows()); }
-
-  // Σ of `pass` over all blocks, plus ridge · v, into `out` ([k, dy], or null where only what `pass` returns is wanted).
-  // Each thread sums up a piece of its samples after the other, and the threads' sums are added in their order.
-  template <class T, class F>
-  double sums(int64_t k, const T* v, const at::Tensor& ridge, T* out, F pass) const {
-    const native::Samples<T> s = model_.samples<T>(batch_.samples, weights_);
-    const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
-    const int64_t pieces = (blocks + per_piece - 1) / per_piece;
-    const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
-    const int64_t m = k * model_.rows(), size = out ? m * s.pitch : 0;
-    const bool twice = std::is_same_v<T, float> && pieces > threads;  // float first, then double
-    const at::Tensor fine = at::empty({threads, size}, model_.options());
-    std::fill_n(fine.mutable_data_ptr<T>(), fine.numel(), T(0));
-    const at::Tensor coarse = twice ? at::zeros({threads, size}, at::kDouble) : at::Tensor();
-    std::vector<double> values(static_cast<size_t>(threads), 0.0);
-    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-      const at::Tensor work = at::empty({native::work_size(m, model_.outputs())}, model_.options());
-      for (int64_t i = begin; i < end; ++i) {
-        T* const G = size > 0 ? fine.mutable_data_ptr<T>() + i * size : nullptr;
-        double* const total = twice ? coarse.mutable_data_ptr<double>() + i * size : nullptr;
-        for (int64_t p = pieces * i / threads; p < pieces * (i + 1) / threads; ++p) {
-          values[static_cast<size_t>(i)] +=
-              pass(s, p * per_piece, std::min(blocks, (p + 1) * per_piece), G, work.mutable_data_ptr<T>());
-          if (!twice) continue;
-          for (int64_t j = 0; j < size; ++j) {
-            total[j] += static_cast<double>(G[j]);
-            G[j] = 0;
-          }
-        }
-      }
-    });
-    double value = 0;
-    for (const double part : values) value += part;
-    if (size == 0) return value;
-    const auto finish = [&](auto* all) {
-      for (int64_t i = 1; i < threads; ++i) {
-        for (int64_t j = 0; j < size; ++j) all[j] += all[i * size + j];
-      }
-      model_.unpack<T>(all, k, ridge, v, out);
-    };
-    if (twice) {
-      finish(coarse.mutable_data_ptr<double>());
-    } else {
-      finish(fine.mutable_data_ptr<T>());
-    }
-    return value;
-  }
+  int64_t rows() const { return model_.rows(); }
+  int64_t dy() const { return model_.weights(); }
+  const T* y() const { return y_.const_data_ptr<T>(); }
+  int64_t directions_at_once() const { return std::max<int64_t>(1, kRowsOfWeights / rows()); }
 
   // The value, the losses and the state; with `out` the residual as well.
-  template <class T>
   void first_pass(T* out) {
-    const native::Samples<T> s = model_.samples<T>(batch_.samples, weights_);
-    state_ = at::empty({s.blocks(), model_.rows(), native::kBlock}, model_.options());
-    losses_ = at::empty({model_.models() * n_}, model_.options());
-    double value = sums<T>(1, y_.const_data_ptr<T>(), ridge_, out, [&](const auto& all, int64_t a, int64_t b, T* G, T* work) {
-      return passes<T>().gradient(all, packed_.const_data_ptr<T>(), a, b, G, state_.mutable_data_ptr<T>(),
-                                  losses_.mutable_data_ptr<T>(), work);
-    });
-    if (ridge_.defined()) {
-      const T* const y = y_.const_data_ptr<T>();
-      value += 0.5 * triple_product(ridge_.const_data_ptr<T>(), ridge_.dim() == 0, y, y, y_.size(0));
-    }
-    if (model_.form().prior) value += model_.form().prior(x_).template item<double>();
+    state_ = state_memory_.get(samples_.blocks() * rows() * kBlock);
+    losses_ = losses_memory_.get(Kn_);
+    const T* const V = packed_.get(0);
+    double value = sums_.run(samples_, out ? rows() : 0, [&](int64_t a, int64_t b, T* G, T* work) {
+      return passes<T>().gradient(samples_, V, a, b, G, state_, losses_, work);
+    }, rows());
+    if (at_x_.ridge()) value += 0.5 * triple_product(at_x_.ridge(), at_x_.one_ridge(), y(), y(), dy());
+    value += at_x_.prior();
     value_ = value;
+    if (!out) return;
+    sums_.unpack(model_, 0, out);
+    add_ridge(at_x_, y(), dy(), out);
   }
 
-  void forward() {
-    const at::NoGradGuard no_grad;
-    with_type(model_.dtype(), [&](auto t) { first_pass<decltype(t)>(nullptr); });
-  }
-
-  // H v, and the cotangents [k, K n] of the weights along with it.
-  at::Tensor products(const at::Tensor& v, at::Tensor* cross) {
-    if (!value_) forward();
-    const at::NoGradGuard no_grad;
-    const at::Tensor rows = v.contiguous();
-    const int64_t dy = y_.size(0), count = rows.dim() == 1 ? 1 : rows.size(0);
-    if (rows.dim() < 1 || rows.dim() > 2 || rows.size(-1) != dy || rows.scalar_type() != model_.dtype()) {
+  // H v, and the cotangents [k, K, n] of the weights along with it.
+  at::Tensor products(const at::Tensor& v, const T** cross) {
+    if (!value_) first_pass(nullptr);
+    const at::Tensor each = v.is_contiguous() ? v : v.contiguous();
+    const int64_t count = each.dim() == 1 ? 1 : each.size(0);
+    if (each.dim() < 1 || each.dim() > 2 || each.size(-1) != dy() || each.scalar_type() != model_.dtype()) {
       throw Error(fmt::format("NativeOracle: a direction should be {} [{}] or a block of such, got {} [{}].",
-                              c10::toString(model_.dtype()), dy, c10::toString(v.scalar_type()), fmt::join(v.sizes(), ", ")));
+                              c10::toString(model_.dtype()), dy(), c10::toString(v.scalar_type()), fmt::join(v.sizes(), ", ")));
     }
-    const at::Tensor out = at::empty_like(rows);
-    if (cross) *cross = at::empty({count, model_.models() * n_}, model_.options());
-    with_type(model_.dtype(), [&](auto t) {
-      using T = decltype(t);
-      const int64_t step = directions_at_once();
-      for (int64_t i = 0; i < count; i += step) {
-        const int64_t k = std::min(step, count - i);
-        const T* const some = rows.const_data_ptr<T>() + i * dy;
-        const at::Tensor V = model_.packed<T>(some, k);
-        sums<T>(k, some, ridge_, out.mutable_data_ptr<T>() + i * dy, [&](const auto& s, int64_t a, int64_t b, T* G, T* work) {
-          passes<T>().curvature(s, V.const_data_ptr<T>(), k, a, b, state_.const_data_ptr<T>(), G,
-                                cross ? cross->mutable_data_ptr<T>() + i * model_.models() * n_ : nullptr, work);
-          return 0.0;
-        });
+    at::Tensor out = empty<T>(count * dy());
+    T* const to = out.mutable_data_ptr<T>();
+    T* const slopes = cross ? slopes_.get(count * Kn_) : nullptr;
+    if (cross) *cross = slopes;
+    for (int64_t i = 0; i < count; i += directions_at_once()) {
+      const int64_t k = std::min(directions_at_once(), count - i);
+      const T* const some = each.const_data_ptr<T>() + i * dy();
+      T* const V = directions_.get(k * model_.packed_size());
+      for (int64_t j = 0; j < k; ++j) model_.pack(some + j * dy(), V + j * model_.packed_size());
+      sums_.run(samples_, k * rows(), [&](int64_t a, int64_t b, T* G, T* work) {
+        passes<T>().curvature(samples_, V, k, a, b, state_, G, slopes ? slopes + i * Kn_ : nullptr, work);
+        return 0.0;
+      }, k * rows());
+      for (int64_t j = 0; j < k; ++j) {
+        sums_.unpack(model_, j, to + (i + j) * dy());
+        add_ridge(at_x_, some + j * dy(), dy(), to + (i + j) * dy());
       }
-    });
-    return out;
-  }
-
-  at::Tensor cross_product(const at::Tensor& of_weights, const at::Tensor& w) {
-    return grad_through(
-        of_weights, [&] { return y_ * w; }, [&] { return y_.dot(w); });
-  }
-
-  // s(x) and λ(x) with their graphs.
-  void build_graph() {
-    if (x_leaf_.defined()) return;
-    const at::AutoGradMode grad_mode(true);
-    x_leaf_ = leaf(x_);
-    if (model_.form().sample_weights) weights_graph_ = model_.form().sample_weights(x_leaf_, batch_);
-    if (model_.form().ridge) ridge_graph_ = model_.form().ridge(x_leaf_);
-  }
-  const at::Tensor& weights_of_x() {
-    build_graph();
-    return weights_graph_;
-  }
-  const at::Tensor& ridge_of_x() {
-    build_graph();
-    return ridge_graph_;
-  }
-  static bool depends(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
-
-  // ∂x (⟨s, of_weights⟩ + ⟨λ, of_ridge⟩), where of_ridge is each() for one strength a weight, all() for one in all.
-  template <class Each, class All>
-  at::Tensor grad_through(const at::Tensor& of_weights, Each each, All all) {
-    at::Tensor out;
-    if (depends(weights_of_x())) out = gradients(weights_graph_, {x_leaf_}, of_weights, /*retain_graph=*/true)[0];
-    if (depends(ridge_of_x())) {
-      const at::Tensor cotangent = ridge_graph_.dim() == 0 ? all() : each();
-      const at::Tensor more = gradients(ridge_graph_, {x_leaf_}, cotangent, /*retain_graph=*/true)[0];
-      out = out.defined() ? out + more : more;
     }
-    return out.defined() ? out : at::zeros_like(x_);
-  }
-
-  // (∂t/∂x) u, as the derivative of c ↦ (∂t/∂x)ᵀ c along u.
-  struct TransposedProduct {
-    at::Tensor c, value;
-  };
-  at::Tensor along(const at::Tensor& t, TransposedProduct& transposed, const at::Tensor& u) {
-    if (!transposed.value.defined()) {
-      const at::AutoGradMode grad_mode(true);
-      transposed.c = at::zeros_like(t, t.options().requires_grad(false)).requires_grad_(true);
-      transposed.value = gradients(t, {x_leaf_}, transposed.c, /*retain_graph=*/true, /*create_graph=*/true)[0];
-    }
-    return gradients(transposed.value, {transposed.c}, u, /*retain_graph=*/true)[0];
+    return each.dim() == 1 ? out : out.view(each.sizes());
   }
 
   const Model& model_;
-  Batch batch_;
   const at::Tensor x_, y_;
-  int64_t n_ = 0;
-  at::Tensor weights_, ridge_, packed_;  // without a graph
-  std::optional<double> value_;          // set with state_ and losses_ by a first pass
-  at::Tensor state_, losses_, residual_;
-  at::Tensor x_leaf_, weights_graph_, ridge_graph_;
-  TransposedProduct weights_vjp_, ridge_vjp_;
+  const Batch batch_;
+  const int64_t n_, Kn_;  // of the batch, and of all its models
+  Coefficients<T> at_x_;
+  Samples<T> samples_;
+  Sums<T> sums_;
+  std::optional<double> value_;  // set with state_ and losses_ by a first pass
+  T *state_ = nullptr, *losses_ = nullptr;
+  at::Tensor residual_;
+  Buffer<T> packed_, directions_, state_memory_, losses_memory_, slopes_, s_dot_, lambda_dot_, ones_;
 };
 
-namespace {
+/// A joint pass over one of the two losses.
+template <class T>
+class Joint {
+ public:
+  explicit Joint(const Model& model) : model_(model), at_x_(model.form(), model.weights(), model.hyperparameters()) {}
+
+  /// All at once; without v only r and, in `cross`, ∂x of the loss itself. Returns the loss.
+  double operator()(const at::Tensor& x, const at::Tensor& y, const at::Tensor* v, const Batch& given, const at::Tensor& r,
+                    const at::Tensor* Hv, const at::Tensor& cross) {
+    constexpr const char* caller = "NativeOracle::joint_pass";
+    const int64_t dy = model_.weights(), dx = model_.hyperparameters(), rows = model_.rows();
+    model_.check<T>(x, dx, "x", caller);
+    model_.check<T>(y, dy, "y", caller);
+    model_.check<T>(r, dy, "the residual", caller);
+    model_.check<T>(cross, dx, "the derivative by x", caller);
+    if (v) model_.check<T>(*v, dy, "v", caller);
+    if (v) model_.check<T>(*Hv, dy, "H v", caller);
+    const Batch batch = model_.checked(given);
+    const int64_t n = model_.samples_of(batch);
+    at_x_.move_to(x, batch, n);
+    const Samples<T> samples = model_.samples<T>(batch, at_x_.weights());
+    const T* const at_y = y.const_data_ptr<T>();
+    const T* const along = v ? v->const_data_ptr<T>() : nullptr;
+    T* const V = packed_.get(2 * model_.packed_size());
+    model_.pack(at_y, V);
+    const int64_t Kn = model_.models() * n;
+    T *const losses = losses_.get(Kn), *const slopes = slopes_.get(Kn);
+    double value = 0;
+    if (v) {
+      model_.pack(along, V + model_.packed_size());
+      value = sums_.run(samples, 2 * rows, [&](int64_t a, int64_t b, T* G, T* work) {
+        return passes<T>().joint(samples, V, a, b, G, losses, slopes, work);
+      }, 2 * rows);
+      sums_.unpack(model_, 1, Hv->mutable_data_ptr<T>());
+      add_ridge(at_x_, along, dy, Hv->mutable_data_ptr<T>());
+      at_x_.gradient(1.0, slopes, 1.0, at_y, along, cross.mutable_data_ptr<T>());
+    } else {
+      value = sums_.run(samples, rows, [&](int64_t a, int64_t b, T* G, T* work) {
+        return passes<T>().gradient(samples, V, a, b, G, nullptr, losses, work);
+      }, rows);
+      at_x_.gradient(samples.scale, losses, 0.5, at_y, at_y, cross.mutable_data_ptr<T>());
+      at_x_.add_prior_gradient(cross.mutable_data_ptr<T>());
+    }
+    sums_.unpack(model_, 0, r.mutable_data_ptr<T>());
+    add_ridge(at_x_, at_y, dy, r.mutable_data_ptr<T>());
+    if (at_x_.ridge()) value += 0.5 * triple_product(at_x_.ridge(), at_x_.one_ridge(), at_y, at_y, dy);
+    return value + at_x_.prior();
+  }
+
+ private:
+  const Model& model_;
+  Coefficients<T> at_x_;
+  Sums<T> sums_;
+  Buffer<T> packed_, losses_, slopes_;
+};
+
+template <class T>
+class NativeJointPass final : public JointPass {
+ public:
+  NativeJointPass(const Model* inner, const Model* outer, std::unique_ptr<JointPass> otherwise) : otherwise_(std::move(otherwise)) {
+    if (inner) inner_.emplace(*inner);
+    if (outer) outer_.emplace(*outer);
+  }
+  double inner(const at::Tensor& x, const at::Tensor& y, const at::Tensor& v, const Batch& batch, const at::Tensor& r,
+               const at::Tensor& Hv, const at::Tensor& cross) override {
+    if (!inner_) return otherwise_->inner(x, y, v, batch, r, Hv, cross);
+    return (*inner_)(x, y, &v, batch, r, &Hv, cross);
+  }
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+    if (!outer_) return otherwise_->outer(x, y, batch, f_y, f_x);
+    return (*outer_)(x, y, nullptr, batch, f_y, nullptr, f_x);
+  }
+
+ private:
+  std::unique_ptr<JointPass> otherwise_;
+  std::optional<Joint<T>> inner_, outer_;
+};
+
+// f(AtPoint) with the features' element type.
+template <class F>
+auto at_point(const Model& model, const at::Tensor& x, const at::Tensor& y, const Batch& batch, const char* caller, F f) {
+  if (model.dtype() == at::kDouble) {
+    AtPoint<double> point(model, x, y, batch, caller);
+    return f(point);
+  }
+  AtPoint<float> point(model, x, y, batch, caller);
+  return f(point);
+}
 
 const LinearForm* inner_form(const Problem& problem) {
   return problem.has_optimality_map() ? nullptr : problem.inner_linear_form();
@@ -504,6 +561,12 @@ bool fits(const LinearForm* form) {
 }
 
 }  // namespace
+}  // namespace native
+
+using native::at_point;
+using native::fits;
+using native::inner_form;
+using native::Model;
 
 bool NativeOracle::takes(const Problem& problem) { return fits(inner_form(problem)) || fits(problem.outer_linear_form()); }
 
@@ -519,37 +582,51 @@ NativeOracle::~NativeOracle() = default;
 std::unique_ptr<Linearization> NativeOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.linearize_inner(x, y, batch);
   check_point(problem(), x, y, "NativeOracle::linearize_inner");
-  return std::make_unique<AtPoint>(*inner_, x, y, batch, "NativeOracle::linearize_inner");
+  if (inner_->dtype() == at::kDouble) {
+    return std::make_unique<native::AtPoint<double>>(*inner_, x, y, batch, "NativeOracle::linearize_inner");
+  }
+  return std::make_unique<native::AtPoint<float>>(*inner_, x, y, batch, "NativeOracle::linearize_inner");
 }
 
 Gradients NativeOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner(x, y, batch);
-  AtPoint point(*inner_, x, y, batch, "NativeOracle::inner");
-  const at::Tensor r = point.residual();
-  return {point.value(), r, {}};
+  return at_point(*inner_, x, y, batch, "NativeOracle::inner", [](auto& point) {
+    const at::Tensor r = point.residual();
+    return Gradients{point.value(), r, {}};
+  });
 }
 
 Gradients NativeOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!outer_) return autodiff_.outer(x, y, batch);
   check_point(problem(), x, y, "NativeOracle::outer");
-  AtPoint point(*outer_, x, y, batch, "NativeOracle::outer");
-  const at::Tensor r = point.residual();
-  return {point.value(), r, point.grad_x()};
+  return at_point(*outer_, x, y, batch, "NativeOracle::outer", [](auto& point) {
+    const at::Tensor r = point.residual();
+    return Gradients{point.value(), r, point.grad_x()};
+  });
 }
 
 at::Tensor NativeOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner_grad_x(x, y, batch);
-  return AtPoint(*inner_, x, y, batch, "NativeOracle::inner_grad_x").grad_x();
+  return at_point(*inner_, x, y, batch, "NativeOracle::inner_grad_x", [](auto& point) { return point.grad_x(); });
 }
 
 at::Tensor NativeOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner_value(x, y, batch);
-  return AtPoint(*inner_, x, y, batch, "NativeOracle::inner_value").value();
+  return at_point(*inner_, x, y, batch, "NativeOracle::inner_value", [](auto& point) { return point.value(); });
 }
 
 at::Tensor NativeOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!outer_) return autodiff_.outer_value(x, y, batch);
-  return AtPoint(*outer_, x, y, batch, "NativeOracle::outer_value").value();
+  return at_point(*outer_, x, y, batch, "NativeOracle::outer_value", [](auto& point) { return point.value(); });
+}
+
+std::unique_ptr<JointPass> NativeOracle::joint_pass() const {
+  const Model* const any = inner_ ? inner_.get() : outer_.get();
+  // Where one of the two has no form, the calls of this oracle are its way.
+  if (any->dtype() == at::kDouble) {
+    return std::make_unique<native::NativeJointPass<double>>(inner_.get(), outer_.get(), Oracle::joint_pass());
+  }
+  return std::make_unique<native::NativeJointPass<float>>(inner_.get(), outer_.get(), Oracle::joint_pass());
 }
 
 }  // namespace bilevel

@@ -468,6 +468,59 @@ void curvature(const Samples<T>& s, const T* V, int64_t k, int64_t first, int64_
 }
 
 template <class T>
+double joint(const Samples<T>& s, const T* V, int64_t first, int64_t last, T* G, T* losses, T* cross, T* work) {
+  const int64_t C = s.classes, K = s.models;
+  T *U = work, *state = U + 2 * K * C * kBlock, *w = state + C * kBlock, *l = w + kBlock, *slope = l + kBlock, *t = slope + kBlock;
+  double value = 0;
+  for (int64_t b = first; b < last; ++b) {
+    const Block<T> block = block_at(s, b);
+    dot(s, block, V, 2 * K * C, U);
+    for (int64_t k = 0; k < K; ++k) {
+      take_weights(s, block, weights_of(s, s.weights, k), w);
+      first_order(s, block, w, U + k * C * kBlock, state, l, t);
+      second_order(s, block, w, state, U + (K + k) * C * kBlock, slope, t);
+      value += inner_product(w, l, block.rows);
+      const int64_t at = k * s.n + block.first;
+      std::copy(l, l + block.rows, losses + at);
+      for (int r = 0; r < block.rows; ++r) cross[at + r] = slope[r] * static_cast<T>(s.scale);
+    }
+    outer(s, block, U, 2 * K * C, G, b + 1 < last ? b + 1 : s.n);
+  }
+  return value;
+}
+
+template <class T>
+void map(Phi phi, const T* x, int64_t n, T* values, T* slopes) {
+  const Tag<T> d;
+  using Vec = hn::Vec<Tag<T>>;
+  const int64_t L = static_cast<int64_t>(hn::Lanes(d));
+  const Vec zero = hn::Zero(d), one = hn::Set(d, T(1));
+  const auto vector = [&](const T* in, T* value, T* slope) HWY_ATTR {
+    const Vec v = hn::LoadU(d, in);
+    Vec f = v, df = one;
+    if (phi == Phi::kExp) {
+      f = df = hn::Exp(d, v);
+    } else if (phi != Phi::kIdentity) {
+      const Vec e = hn::Exp(d, hn::Neg(hn::Abs(v))), inverse = hn::Div(one, hn::Add(one, e));
+      const Vec sigmoid = hn::Mul(hn::IfThenElse(hn::Ge(v, zero), one, e), inverse);
+      f = phi == Phi::kSigmoid ? sigmoid : hn::Add(hn::Log1p(d, e), hn::Max(v, zero));
+      df = phi == Phi::kSigmoid ? hn::Mul(e, hn::Mul(inverse, inverse)) : sigmoid;
+    }
+    const auto lost = hn::IsNaN(v);  // what exp makes of a NaN is no NaN
+    hn::StoreU(hn::IfThenElse(lost, v, f), d, value);
+    hn::StoreU(hn::IfThenElse(lost, v, df), d, slope);
+  };
+  int64_t i = 0;
+  for (; i + L <= n; i += L) vector(x + i, values + i, slopes + i);
+  if (i == n) return;
+  T in[kPad<T>] = {}, value[kPad<T>], slope[kPad<T>];
+  std::copy(x + i, x + n, in);
+  vector(in, value, slope);
+  std::copy(value, value + (n - i), values + i);
+  std::copy(slope, slope + (n - i), slopes + i);
+}
+
+template <class T>
 void weighted(const Samples<T>& s, const T* weights, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* work) {
   const int64_t C = s.classes, K = s.models;
   T *R = work, *w = R + k * K * C * kBlock, *t = w + kBlock;
@@ -483,8 +536,12 @@ void weighted(const Samples<T>& s, const T* weights, int64_t k, int64_t first, i
 
 }  // namespace
 
-Passes<float> float_table() { return {&gradient<float>, &curvature<float>, &weighted<float>}; }
-Passes<double> double_table() { return {&gradient<double>, &curvature<double>, &weighted<double>}; }
+template <class T>
+Passes<T> table() {
+  return {&gradient<T>, &curvature<T>, &joint<T>, &weighted<T>, &map<T>};
+}
+Passes<float> float_table() { return table<float>(); }
+Passes<double> double_table() { return table<double>(); }
 const char* name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE

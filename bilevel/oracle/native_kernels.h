@@ -11,6 +11,7 @@ template <class T>
 inline constexpr int64_t kPad = 64 / static_cast<int64_t>(sizeof(T));
 
 enum class Link { kSquared, kLogistic, kSoftmax, kPoisson };
+enum class Phi { kIdentity, kExp, kSigmoid, kSoftplus };
 
 /// The samples of a generalised linear model and their weights, for the passes below.
 ///
@@ -52,8 +53,13 @@ struct Passes {
   /// For k blocks of K C rows of V, with u = V a:  G += s ∂²ℓ/∂z² u aᵀ scale;  cross = ⟨∂ℓ/∂z, u⟩ scale [k, K, n].
   void (*curvature)(const Samples<T>&, const T* V, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* cross,
                     T* work);
+  /// Both at once, for 2 K C rows of V, those of y before those of a direction: G [2 K C, pitch] takes both sums, `losses` and `cross`
+  /// are [K, n]. Returns Σ s ℓ scale.
+  double (*joint)(const Samples<T>&, const T* V, int64_t first, int64_t last, T* G, T* losses, T* cross, T* work);
   /// For k blocks of s' [k, K, n]:  G += s' ∂ℓ/∂z aᵀ scale.
   void (*weighted)(const Samples<T>&, const T* weights, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* work);
+  /// φ(x_i) and φ'(x_i), n of them.
+  void (*map)(Phi phi, const T* x, int64_t n, T* values, T* slopes);
 };
 
 inline int64_t work_size(int64_t m, int64_t classes) { return (m + 2 * classes + 8) * kBlock; }

@@ -16,13 +16,14 @@
 namespace bilevel {
 namespace {
 
-enum class Weights { kNone, kFixed, kPerSample, kPerSource };
-enum class Ridge { kNone, kFixed, kScalar, kPerWeight };
+enum class Weights { kNone, kFixed, kPerSample, kPerSource, kBoth };
+enum class Ridge { kNone, kFixed, kScalar, kPerWeight, kGrouped };
 
 struct Case {
   std::string loss = "softmax";
   int64_t n = 70, d = 19, C = 3;
   bool bias = true;
+  bool maps = false;  // weights and ridge as maps of elements, and not as functions
   Weights weights = Weights::kPerSample;
   Ridge ridge = Ridge::kScalar;
   at::ScalarType dtype = at::kDouble;
@@ -38,8 +39,10 @@ class Glm : public Problem {
  public:
   explicit Glm(const Case& c) : case_(c), loss_(c.loss == "poisson" ? "squared" : c.loss) {
     Draw draw = Stream(7, "glm").at(0);
-    weight_count_ = c.weights == Weights::kPerSample ? c.models * c.n : c.weights == Weights::kPerSource ? 4 : 0;
-    ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? c.models * c.C * (c.d + (c.bias ? 1 : 0)) : 0;
+    const bool per_sample = c.weights == Weights::kPerSample || c.weights == Weights::kBoth;
+    weight_count_ = per_sample ? c.models * c.n : c.weights == Weights::kPerSource ? 4 : 0;
+    dy_ = c.models * c.C * (c.d + (c.bias ? 1 : 0));
+    ridge_count_ = c.ridge == Ridge::kScalar ? 1 : c.ridge == Ridge::kPerWeight ? dy_ : c.ridge == Ridge::kGrouped ? 3 : 0;
     outer_.add("weights", {weight_count_}).add("ridge", {ridge_count_});
     for (int64_t k = 0; k < c.models; ++k) {
       inner_.add(fmt::format("W{}", k), {c.C, c.d});
@@ -59,6 +62,27 @@ class Glm : public Problem {
     if (c.weights != Weights::kNone) form_.sample_weights = [this](const at::Tensor& x, const Batch& b) { return s(x, b); };
     if (c.models > 1) form_.prior = [](const at::Tensor& x) { return x.sin().sum() / 3; };
     if (c.ridge != Ridge::kNone) form_.ridge = [this](const at::Tensor& x) { return lambda(x); };
+    if (c.maps) offer_maps();
+  }
+
+  // The native oracle then has nothing to call: what is left of the functions is for the losses below.
+  void offer_maps() {
+    const at::Tensor two = at::full({1}, 2.0, form_.features.options()), third = at::full({1}, 0.3, form_.features.options());
+    using Phi = SpreadMap::Phi;
+    if (case_.weights == Weights::kFixed) form_.sample_weight_maps = {{.size = 0, .factor = fixed_}};
+    if (case_.weights == Weights::kPerSample)
+      form_.sample_weight_maps = {{.first = 0, .size = case_.n, .phi = Phi::kSigmoid, .factor = two}};
+    if (case_.weights == Weights::kPerSource) form_.sample_weight_maps = {{.first = 0, .size = 4, .phi = Phi::kExp, .index = sources_}};
+    if (case_.weights == Weights::kBoth) {
+      form_.sample_weight_maps = {{.first = 0, .size = case_.n, .phi = Phi::kSoftplus, .factor = fixed_},
+                                  {.first = 0, .size = 4, .phi = Phi::kIdentity, .index = sources_}};
+    }
+    if (case_.ridge == Ridge::kFixed) form_.ridge_map = {.size = 0, .factor = third};
+    if (case_.ridge == Ridge::kScalar) form_.ridge_map = {.first = weight_count_, .size = 1, .phi = Phi::kExp};
+    if (case_.ridge == Ridge::kPerWeight) form_.ridge_map = {.first = weight_count_, .size = ridge_count_, .phi = Phi::kExp};
+    if (case_.ridge == Ridge::kGrouped) {
+      form_.ridge_map = {.first = weight_count_, .size = ridge_count_, .phi = Phi::kSoftplus, .index = groups(), .factor = members()};
+    }
   }
 
   const Layout& outer_layout() const override { return outer_; }
@@ -91,6 +115,9 @@ class Glm : public Problem {
         return cut(case_.models == 1 ? all : all.view({case_.models, case_.n}), batch, case_.models == 1 ? 0 : 1).sigmoid() * 2;
       }
       case Weights::kPerSource: return of_each_model(x.narrow(0, 0, 4).exp().index_select(0, cut(sources_, batch, 0)));
+      case Weights::kBoth:
+        return cut(x.narrow(0, 0, case_.n), batch, 0).exp().log1p() * cut(fixed_, batch, 0) *
+               x.narrow(0, 0, 4).index_select(0, cut(sources_, batch, 0));
       default: return of_each_model(cut(fixed_, batch, 0));
     }
   }
@@ -98,6 +125,7 @@ class Glm : public Problem {
     switch (case_.ridge) {
       case Ridge::kScalar: return x[weight_count_].exp();
       case Ridge::kPerWeight: return x.narrow(0, weight_count_, ridge_count_).exp();
+      case Ridge::kGrouped: return x.narrow(0, weight_count_, 3).exp().log1p().index_select(0, groups()) * members();
       default: return at::scalar_tensor(0.3, form_.features.options());
     }
   }
@@ -114,6 +142,9 @@ class Glm : public Problem {
     return case_.bias ? z + parts[first + 1].unsqueeze(1) : z;
   }
 
+  at::Tensor groups() const { return at::arange(dy_).remainder(3); }
+  at::Tensor members() const { return at::arange(dy_).remainder(2).to(case_.dtype); }
+
   LinearForm form_;
   bool offers_ = true, both_ = true;
 
@@ -121,7 +152,7 @@ class Glm : public Problem {
   Case case_;
   Loss loss_;
   Layout outer_, inner_;
-  int64_t weight_count_, ridge_count_;
+  int64_t weight_count_, ridge_count_, dy_;
   at::Tensor sources_, fixed_;
 };
 
@@ -182,6 +213,18 @@ void expect_equal_to_autodiff(const Case& c) {
     expect_near(native.inner_value(at.x, at.y, batch), autodiff.inner_value(at.x, at.y, batch), tolerance, "inner_value");
     expect_near(native.outer_value(at.x, at.y, batch), autodiff.outer_value(at.x, at.y, batch), tolerance, "outer_value");
   }
+  // One object for one point after another, with batches of different sizes.
+  const auto fused = native.joint_pass(), apart = autodiff.joint_pass();
+  const auto results = [&](JointPass& pass, const Batch& batch, const at::Tensor& y) {
+    const at::Tensor r = at::empty_like(y), Hv = at::empty_like(y), cross = at::empty_like(at.x), f_y = at::empty_like(y),
+                     f_x = at::empty_like(at.x);
+    const double g = pass.inner(at.x, y, at.v[0], batch, r, Hv, cross), f = pass.outer(at.x, y, batch, f_y, f_x);
+    return std::vector<at::Tensor>{r, Hv, cross, f_y, f_x, at::tensor({g, f}, at::kDouble)};
+  };
+  for (const auto& [batch, y] : {std::pair(some, at.y), std::pair(Batch{}, at.y), std::pair(some, at.y * 0.5)}) {
+    const auto a = results(*fused, batch, y), b = results(*apart, batch, y);
+    for (size_t i = 0; i < a.size(); ++i) expect_near(a[i], b[i], tolerance, fmt::format("result {} of the joint pass", i));
+  }
 }
 
 struct NativeOracleCases : testing::TestWithParam<Case> {};
@@ -217,6 +260,20 @@ std::vector<Case> all_cases() {
         list.push_back(c);
       }
     }
+    for (const char* loss : {"logistic", "softmax"}) {
+      for (const Weights weights : {Weights::kNone, Weights::kFixed, Weights::kPerSample, Weights::kPerSource, Weights::kBoth}) {
+        for (const Ridge ridge : {Ridge::kNone, Ridge::kFixed, Ridge::kScalar, Ridge::kPerWeight, Ridge::kGrouped}) {
+          Case c;
+          c.loss = loss;
+          c.C = c.loss == "logistic" ? 1 : 3;
+          c.maps = true;
+          c.weights = weights;
+          c.ridge = ridge;
+          c.dtype = dtype;
+          list.push_back(c);
+        }
+      }
+    }
     // Shapes: features that end in the middle of a vector, at its end, within one; classes that fill no tile, one, several.
     for (const auto& [n, d, C] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
              {1, 1, 2}, {7, 5, 2}, {32, 16, 5}, {33, 64, 10}, {31, 130, 7}, {2100, 37, 4}, {40, 6000, 2}, {17, 15, 40}}) {
@@ -236,7 +293,7 @@ std::vector<Case> all_cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, NativeOracleCases, testing::ValuesIn(all_cases()), [](const auto& one) {
   const Case& c = one.param;
-  return fmt::format("{}_{}x{}x{}_{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias",
+  return fmt::format("{}_{}x{}x{}_{}{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias", c.maps ? "_maps" : "",
                      static_cast<int>(c.weights), static_cast<int>(c.ridge), c.models, c10::toString(c.dtype));
 });
 
@@ -352,6 +409,12 @@ TEST(NativeOracle, RefusesWhatDoesNotFit) {
   EXPECT_THROW(oracle.linearize_inner(at.x, at.y, {})->jvp_y(at.y.narrow(0, 0, 5)), Error);
   problem.form_.targets = problem.form_.targets + 1;
   EXPECT_THROW(NativeOracle{problem}, Error);
+  for (const SpreadMap& map : {SpreadMap{.first = 71, .size = 1}, SpreadMap{.size = 3}, SpreadMap{.size = 2, .index = at::arange(60)},
+                               SpreadMap{.size = 0, .factor = at::ones({60})}}) {
+    Glm other(Case{});
+    other.form_.ridge_map = map;
+    EXPECT_THROW(NativeOracle{other}, Error);
+  }
   problem.offers_ = false;
   EXPECT_THROW(NativeOracle{problem}, Error);
 }

@@ -35,6 +35,19 @@ struct Gradients {
   at::Tensor x;      // [dx]
 };
 
+/// What a method that moves x and y together asks at one point after another. Results are written into the caller's tensors, of
+/// the dtype and device of x; an oracle that can keeps its buffers from one call to the next. Serves one thread.
+class JointPass {
+ public:
+  virtual ~JointPass() = default;
+  /// r = ∂y g [dy], H v [dy] and (∂x r)ᵀ v [dx] of the inner loss at one point, in one pass over the batch. Returns g.
+  virtual double inner(const at::Tensor& x, const at::Tensor& y, const at::Tensor& v, const Batch& batch, const at::Tensor& r,
+                       const at::Tensor& Hv, const at::Tensor& cross) = 0;
+  /// ∂y f [dy] and ∂x f [dx]. Returns f.
+  virtual double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
+                       const at::Tensor& f_x) = 0;
+};
+
 /// All that algorithms may ask of a problem. Algorithms never see losses.
 class Oracle {
  public:
@@ -49,6 +62,9 @@ class Oracle {
   virtual at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
   virtual at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
   virtual at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+
+  /// By the calls above unless an oracle has a shorter way. The oracle must outlive it.
+  virtual std::unique_ptr<JointPass> joint_pass() const;
 
   const Problem& problem() const { return problem_; }
 

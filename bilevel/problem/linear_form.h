@@ -2,11 +2,24 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <optional>
+#include <vector>
 
 #include "bilevel/problem/batch.h"
 #include "bilevel/problem/loss.h"
 
 namespace bilevel {
+
+/// t_j(x) = c_j φ(x[first + index_j]): what the elements of one part of x stand for, spread over the samples or over y.
+struct SpreadMap {
+  enum class Phi { kIdentity, kExp, kSigmoid, kSoftplus };
+
+  int64_t first = 0;  // of the part in x
+  int64_t size = 1;   // of the part
+  Phi phi = Phi::kIdentity;
+  at::Tensor index = {};   // int64 [m], below size; undefined: j itself, or one element for all where size is 1
+  at::Tensor factor = {};  // c [m]; undefined: 1
+};
 
 /// A loss as that of a generalised linear model with a ridge, over the samples of a batch:
 ///
@@ -35,11 +48,15 @@ struct LinearForm {
   bool bias = true;     // c is there
   int64_t models = 1;   // K
   /// s(x) of the batch's samples, [B] or of each model [K, B], differentiable; empty: 1.
-  std::function<at::Tensor(const at::Tensor& x, const Batch& batch)> sample_weights;
+  std::function<at::Tensor(const at::Tensor& x, const Batch& batch)> sample_weights = {};
   /// λ(x), a scalar or [dy], differentiable; empty: 0.
-  std::function<at::Tensor(const at::Tensor& x)> ridge;
+  std::function<at::Tensor(const at::Tensor& x)> ridge = {};
   /// What x alone adds to the loss, a differentiable scalar: a prior on x; empty: 0.
-  std::function<at::Tensor(const at::Tensor& x)> prior;
+  std::function<at::Tensor(const at::Tensor& x)> prior = {};
+  /// In place of these functions, where s and λ are no more than maps of single elements: they cost no graph. s is the product of
+  /// its maps, over all samples, of one model.
+  std::vector<SpreadMap> sample_weight_maps = {};
+  std::optional<SpreadMap> ridge_map = std::nullopt;
 };
 
 }  // namespace bilevel

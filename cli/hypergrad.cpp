@@ -52,7 +52,7 @@ void add_hypergrad(CLI::App& app, Action& action) {
     action = [arguments] {
       const Experiment experiment(arguments->config.load());
       for (const std::string& note : experiment.task().notes) fmt::print(stderr, "{}\n", note);
-      const Hypergradient h = experiment.algorithm().hypergradient(
+      const Hypergradient h = experiment.double_loop("`bilevel hypergrad`").hypergradient(
           experiment.algorithm().init(), nullptr, {.bound = !arguments->no_check, .check = !arguments->no_check});
       if (arguments->json) {
         fmt::print("{}\n", to_json(h));

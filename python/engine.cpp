@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "bilevel/algorithm/registry.h"
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
@@ -98,7 +99,7 @@ RunFront front_of(const py::object& record, const py::object& started = py::none
 }
 
 /// `state` is that of the inner rule, [dy] for each slot; empty: fresh.
-State start_of(const DoubleLoop& algorithm, const std::vector<at::Tensor>& state, int64_t state_steps) {
+State start_of(const Algorithm& algorithm, const std::vector<at::Tensor>& state, int64_t state_steps) {
   State start = algorithm.init();
   if (state.empty()) return start;
   for (size_t j = 0; j < state.size(); ++j) start.set(fmt::format("inner.state.{}", j), state[j]);
@@ -112,7 +113,7 @@ py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at:
   State after;
   {
     const py::gil_scoped_release no_gil;
-    const DoubleLoop& algorithm = experiment.experiment.algorithm();
+    const DoubleLoop& algorithm = experiment.experiment.double_loop("hypergradient");
     h = algorithm.hypergradient(start_of(algorithm, state, state_steps), &after, {.bound = bound, .check = check});
   }
   py::dict d;
@@ -133,7 +134,7 @@ RunResult minimize(const PythonExperiment& experiment, const std::string& out, c
   }
   Watch watch;
   watch.record = [&](const Record& r, const std::vector<RollBack>&) { return front.record(r); };
-  const DoubleLoop& algorithm = experiment.experiment.algorithm();
+  const Algorithm& algorithm = experiment.experiment.algorithm();
   return Driver(algorithm, experiment.experiment.driver_options()).run(start_of(algorithm, state, state_steps), watch);
 }
 
@@ -205,4 +206,5 @@ PYBIND11_MODULE(_engine, m) {
   m.def("estimators", [] { return names_of(estimators()); });
   m.def("linear_solvers", [] { return names_of(linear_solvers()); });
   m.def("rules", [] { return names_of(rules()); });
+  m.def("algorithms", [] { return names_of(algorithms()); });
 }

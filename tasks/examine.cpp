@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "bilevel/algorithm/single_loop.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
 #include "bilevel/inner/rule_solver.h"
@@ -140,7 +141,7 @@ Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& 
   const std::vector<std::string> keys =
       root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
   const auto setting_of = [](const std::shared_ptr<const Experiment>& experiment) {
-    return Setting{.owner = experiment, .oracle = &experiment->oracle(), .loop = &experiment->algorithm(),
+    return Setting{.owner = experiment, .oracle = &experiment->oracle(), .loop = &experiment->double_loop("`bilevel doctor`"),
                    .start = experiment->algorithm().init()};
   };
   const auto experiment = std::make_shared<const Experiment>(std::move(config));
@@ -193,15 +194,19 @@ PlanMaker plan_maker(Config config) {
     PlanSubject subject;
     subject.algorithm = &experiment->algorithm();
     subject.steps = experiment->driver_options().steps;
-    const DoubleLoopOptions& loop = experiment->algorithm().options();
-    for (const int64_t period : {loop.bound_every, loop.check_every}) {
-      if (period > 0) subject.periods.push_back(period);
+    int64_t batch = 0;
+    if (const auto* loop = dynamic_cast<const DoubleLoop*>(subject.algorithm)) {
+      for (const int64_t period : {loop->options().bound_every, loop->options().check_every}) {
+        if (period > 0) subject.periods.push_back(period);
+      }
+      subject.inner_steps = steps_of(loop->solver());
+      const auto* rule = dynamic_cast<const RuleSolver*>(&loop->solver());
+      batch = rule ? rule->options().batch : 0;
+      subject.keeps_trajectory = loop->estimator().trajectory().keep;
+    } else if (const auto* single = dynamic_cast<const SingleLoop*>(subject.algorithm)) {
+      batch = single->options().batch;
     }
-    subject.inner_steps = steps_of(experiment->algorithm().solver());
-    const auto* rule = dynamic_cast<const RuleSolver*>(&experiment->algorithm().solver());
-    const int64_t batch = rule ? rule->options().batch : 0;
     subject.samples = batch > 0 ? batch : experiment->problem().inner_samples();
-    subject.keeps_trajectory = experiment->algorithm().estimator().trajectory().keep;
     subject.owner = experiment;
     return subject;
   };
@@ -311,7 +316,7 @@ Explanation explain_run(const ExplainRequest& request) {
   const int64_t index = element_index(problem.outer_layout(), request.hyperparameter);
   const at::Tensor y = point.y.to(dtype);
   Explanation explanation =
-      explain(experiment.oracle(), experiment.algorithm().solver(), point.x.to(dtype), y, index, request.options);
+      explain(experiment.oracle(), experiment.double_loop("`bilevel explain`").solver(), point.x.to(dtype), y, index, request.options);
   explanation.step = point.step;
   explanation.start = start[index].item<double>();
   if (y.dim() == 1) describe_samples(explanation, experiment.task(), y);

@@ -13,13 +13,10 @@
 #include "bilevel/algorithm/registry.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
-#include "bilevel/hypergrad/registry.h"
-#include "bilevel/inner/registry.h"
 #include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/finite_difference.h"
 #include "bilevel/oracle/micro_batch.h"
 #include "bilevel/oracle/native.h"
-#include "bilevel/outer/registry.h"
 #include "bilevel/problem/fingerprint.h"
 #include "bilevel/problem/npy.h"
 
@@ -57,74 +54,6 @@ void read(Section& run, RunSection& options) {
   run.read_choice("algorithm", options.algorithm, names_of(algorithms()));
 }
 
-at::Tensor read_batches(Section& inner, int64_t samples) {
-  std::string path;
-  inner.read_path("batches", path);
-  if (path.empty()) return {};
-  at::Tensor batches = read_npy(path);
-  if (batches.dim() != 2 || batches.numel() == 0 || c10::isFloatingType(batches.scalar_type())) {
-    inner.fail("batches", fmt::format("{} has shape [{}] and dtype {}; whole numbers [T, B] would be right.", path,
-                                      fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
-  }
-  batches = batches.to(at::kLong);
-  const auto lowest = batches.min().item<int64_t>(), highest = batches.max().item<int64_t>();
-  if (lowest < 0 || highest >= samples) {
-    inner.fail("batches",
-               fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
-  }
-  return batches;
-}
-
-BatchPlan batches_of(const Section& section, const std::string& key, int64_t size, int64_t samples, const char* which,
-                     const Stream& stream) {
-  if (size < 0 || size > samples) {
-    section.fail(key, fmt::format("{} does not fit the {} {} samples; 0 means all of them.", size, samples, which));
-  }
-  return size == 0 || size == samples ? BatchPlan::full() : BatchPlan::shuffled(samples, size, stream);
-}
-
-BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
-  int64_t size = 0;
-  outer.read("batch", size);
-  return batches_of(outer, "batch", size, samples, "outer", Stream(seed, "outer batches"));
-}
-
-/// After --set has put in another estimator, rule or solver, the file still has the keys of the one before: those that some other
-/// one would know are dropped and told of. What nobody knows stays an error.
-void drop_keys_of_others(Section& section, const std::string& table, const std::string& chosen_by,
-                         const std::vector<std::string>& known, std::vector<std::string>& notes) {
-  for (const std::string& key : section.unread()) {
-    if (section.was_set(key) || std::find(known.begin(), known.end(), key) == known.end()) continue;
-    section.erase(key);
-    notes.push_back(fmt::format("{0}.{1} is ignored: what --set {0}.{2} has put in does not know it.", table, key, chosen_by));
-  }
-}
-
-std::vector<std::string> inner_keys(const Problem& problem) {
-  std::vector<std::string> found;
-  const auto take = [&](const std::string& key, const std::string& name) {
-    Section section = Config::parse(fmt::format("{} = \"{}\"", key, name), "keys").root();
-    try {
-      make_inner_solver(section, problem, problem.initial_outer(), 0, {});
-    } catch (const Error&) {  // one that does not serve this problem has said its keys nevertheless
-    }
-    for (const std::string& read : section.keys()) found.push_back(read);
-  };
-  for (const auto& row : rules()) take("rule", row.name);
-  for (const auto& row : inner_solvers()) take("solver", row.name);
-  return found;
-}
-
-std::vector<std::string> outer_keys() {
-  std::vector<std::string> found;
-  for (const auto& row : outer_optimizers()) {
-    Section section = Config::parse("", "keys").root();
-    row.make(section);
-    for (const std::string& read : section.keys()) found.push_back(read);
-  }
-  return found;
-}
-
 }  // namespace
 
 Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move(config)) {
@@ -145,53 +74,10 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   if (driver_.steps < 0) outer.fail("steps", fmt::format("{} is negative; 0 or more would be right.", driver_.steps));
   read(run_section, driver_);
   run_section.finish();
-  std::string outer_rule = "adam";
-  outer.read_choice("rule", outer_rule, names_of(outer_optimizers()));
-  std::shared_ptr<const OuterOptimizer> optimizer = make_outer_optimizer(outer_rule, outer);
-
-  Section hypergradient = root.section("hypergradient");
-  std::string estimator_name = "implicit";
-  hypergradient.read_choice("estimator", estimator_name, names_of(estimators()));
-  std::shared_ptr<const Estimator> estimator = make_estimator(estimator_name, hypergradient);
-
-  Section inner = root.section("inner");
-  DoubleLoopOptions options;
-  read(inner, options);
-  options.seed = seed;
-  options.warm_q = options.start == Start::kWarm;
-  hypergradient.read("warm_start", options.warm_q);
-  int64_t hvp_batch = 0, cross_batch = 0;
-  hypergradient.read("hvp_batch", hvp_batch);
-  hypergradient.read("cross_batch", cross_batch);
-  hypergradient.read("variance_samples", options.variance_samples);
-  options.bound_every = 10;
-  hypergradient.read("bound_every", options.bound_every);
-  hypergradient.read("check_every", options.check_every);
-  hypergradient.check(options.violations());
-  std::vector<std::string> notes;
-  for (const char* key : {"estimator", "solver"}) {
-    if (hypergradient.was_set(key)) drop_keys_of_others(hypergradient, "hypergradient", key, estimator_keys(), notes);
-  }
-  hypergradient.finish();
+  const AlgorithmMaker make_algorithm = algorithm_row(run.algorithm).read(root, seed);
 
   task_ = make(config_, device_);
-  task_.notes.insert(task_.notes.end(), notes.begin(), notes.end());
   const Problem& problem = *task_.problem;
-  options.hvp_batches =
-      batches_of(hypergradient, "hvp_batch", hvp_batch, problem.inner_samples(), "inner", Stream(seed, "hvp batches"));
-  options.cross_batches =
-      batches_of(hypergradient, "cross_batch", cross_batch, problem.inner_samples(), "inner", Stream(seed, "cross batches"));
-  options.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
-  if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "rule", outer_keys(), task_.notes);
-  outer.finish();
-  const at::Tensor batches = read_batches(inner, problem.inner_samples());
-  identity_ = batches.defined() ? fmt::format("{}, batches {}", task_.identity, fingerprint({batches})) : task_.identity;
-  std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
-  for (const char* key : {"rule", "solver"}) {
-    if (inner.was_set(key)) drop_keys_of_others(inner, "inner", key, inner_keys(problem), task_.notes);
-  }
-  inner.finish();
-
   if (run.oracle == "native" && !NativeOracle::takes(problem)) {
     run_section.fail("oracle", "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
   }
@@ -200,8 +86,20 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   const Oracle& exact = micro_batches_ ? *micro_batches_ : *first_order_;
   if (run.oracle == "finite-difference") differences_ = std::make_unique<FiniteDifferenceOracle>(exact);
   oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : exact);
-  algorithm_ =
-      std::make_unique<DoubleLoop>(*oracle_, std::move(solver), std::move(estimator), std::move(optimizer), std::move(options));
+  algorithm_ = make_algorithm(*oracle_, task_.notes);
+
+  std::string batches;
+  if (Section inner = root.section("inner"); inner.has("batches")) inner.read_path("batches", batches);
+  identity_ = batches.empty() ? task_.identity : fmt::format("{}, batches {}", task_.identity, fingerprint({read_npy(batches)}));
+}
+
+const DoubleLoop& Experiment::double_loop(const char* what) const {
+  const auto* loop = dynamic_cast<const DoubleLoop*>(algorithm_.get());
+  require(loop != nullptr,
+          fmt::format("{} looks at an inner solve and an estimate of the hypergradient, and run.algorithm = \"{}\" has none of its own; "
+                      "--set run.algorithm=double-loop gives it those of the defaults.",
+                      what, algorithm_->name()));
+  return *loop;
 }
 
 namespace {

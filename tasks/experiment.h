@@ -31,7 +31,9 @@ class Experiment {
   const Problem& problem() const { return *task_.problem; }
   const Task& task() const { return task_; }
   const CountedOracle& oracle() const { return *oracle_; }
-  const DoubleLoop& algorithm() const { return *algorithm_; }
+  const Algorithm& algorithm() const { return *algorithm_; }
+  /// For what looks inside a double loop. Throws Error, naming `what` looks, where the configuration describes another algorithm.
+  const DoubleLoop& double_loop(const char* what) const;
   const DriverOptions& driver_options() const { return driver_; }
   c10::Device device() const { return device_; }
   /// What a resumed run must find again, in one line: a hash of the data.
@@ -47,7 +49,7 @@ class Experiment {
   Task task_;
   std::unique_ptr<Oracle> first_order_, micro_batches_, differences_;
   std::unique_ptr<CountedOracle> oracle_;
-  std::unique_ptr<DoubleLoop> algorithm_;
+  std::unique_ptr<Algorithm> algorithm_;
   DriverOptions driver_;
 };
 

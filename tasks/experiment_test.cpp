@@ -72,8 +72,8 @@ TEST_F(ExperimentTest, WritesAConfigurationThatIsCompleteAndStaysTheSame) {
   EXPECT_THAT(first.text(), HasSubstr("checkpoint_seconds = 30.0"));
   const Experiment second(Config::parse(first.text(), "complete.toml"));
   EXPECT_EQ(second.text(), first.text());
-  EXPECT_TRUE(at::equal(second.algorithm().hypergradient(second.algorithm().init()).value,
-                        first.algorithm().hypergradient(first.algorithm().init()).value));
+  EXPECT_TRUE(at::equal(second.double_loop("the test").hypergradient(second.algorithm().init()).value,
+                        first.double_loop("the test").hypergradient(first.algorithm().init()).value));
 }
 
 TEST_F(ExperimentTest, KeepsTheOrderOfThePartsOfX) {
@@ -104,8 +104,8 @@ TEST_F(ExperimentTest, FixesTheBatchesFromAFileAndChecksThem) {
   write_npy(at::arange(0, 20, at::kLong).view({4, 5}), at("batches.npy"));
   const std::string set = fmt::format("inner.batches={}", at("batches.npy"));
   const Experiment fixed(config({set})), full(config());
-  EXPECT_FALSE(at::equal(fixed.algorithm().hypergradient(fixed.algorithm().init()).value,
-                         full.algorithm().hypergradient(full.algorithm().init()).value));
+  EXPECT_FALSE(at::equal(fixed.double_loop("the test").hypergradient(fixed.algorithm().init()).value,
+                         full.double_loop("the test").hypergradient(full.algorithm().init()).value));
   write_npy(at::full({2, 3}, 40, at::kLong), at("batches.npy"));
   EXPECT_THAT(message([&] { Experiment{config({set})}; }), HasSubstr("there are 0 to 39"));
   write_npy(at::zeros({2, 3}, at::kDouble), at("batches.npy"));
@@ -130,6 +130,33 @@ TEST_F(ExperimentTest, AnInterruptedRunResumesToTheUninterruptedEnd) {
     EXPECT_EQ(read_file(at("whole/" + std::string(file))), read_file(at("cut/" + std::string(file)))) << file;
   }
   EXPECT_THAT(message([&] { run_experiment(experiment, at("cut")); }), HasSubstr("holds another run"));
+}
+
+TEST_F(ExperimentTest, SingleLoopRunsResumeToTheUninterruptedEndToo) {
+  for (const std::string algorithm : {"soba", "saba"}) {
+    Config single = Config::parse(kConfig, "digits.toml");
+    for (const std::string& set : {"run.algorithm=" + algorithm, std::string("inner.batch=7"), std::string("outer.batch=16"),
+                                   std::string("outer.steps=40"), std::string("run.record_every=5")}) {
+      single.set(set);
+    }
+    const Experiment experiment(std::move(single));
+    EXPECT_EQ(experiment.algorithm().name(), algorithm);
+    EXPECT_THAT(experiment.task().notes, testing::Contains(HasSubstr("hypergradient.estimator is ignored")));
+    EXPECT_THAT(message([&] { experiment.double_loop("`bilevel doctor`"); }), HasSubstr("`bilevel doctor` looks at"));
+    EXPECT_EQ(run_experiment(experiment, at(algorithm)).outcome, Outcome::kDone);
+    std::atomic<bool> interrupt = false;
+    RunFront front;
+    front.interrupt = &interrupt;
+    front.record = [&](const Record& record) {
+      interrupt = record.step == 15;
+      return Signal::kContinue;
+    };
+    EXPECT_EQ(run_experiment(experiment, at(algorithm + "-cut"), front).outcome, Outcome::kInterrupted);
+    EXPECT_EQ(resume_experiment(at(algorithm + "-cut")).outcome, Outcome::kDone);
+    for (const char* file : {"/x.npy", "/y.npy", "/config.toml"}) {
+      EXPECT_EQ(read_file(at(algorithm + file)), read_file(at(algorithm + "-cut" + file))) << file;
+    }
+  }
 }
 
 TEST_F(ExperimentTest, RefusesToResumeWithOtherData) {
@@ -189,7 +216,7 @@ TEST(Experiment, GivesTheWholeBatchsHypergradientByMicroBatches) {
     const std::string chosen = fmt::format("hypergradient.estimator={}", estimator);
     const auto value = [&](const std::string& micro) {
       const Experiment experiment(config({chosen, "run.oracle=autodiff", "run.micro_batch=" + micro}));
-      return experiment.algorithm().hypergradient(experiment.algorithm().init()).value;
+      return experiment.double_loop("the test").hypergradient(experiment.algorithm().init()).value;
     };
     const at::Tensor whole = value("0");
     EXPECT_LT((value("7") - whole).norm().item<double>(), 1e-12 * whole.norm().item<double>()) << estimator;
@@ -201,7 +228,7 @@ TEST(Experiment, ReadsABatchForEachRoleAndTheNumberOfDraws) {
   const std::vector<std::string> sets = {"hypergradient.estimator=implicit", "hypergradient.hvp_batch=8",
                                          "hypergradient.cross_batch=9", "hypergradient.variance_samples=3", "outer.batch=10"};
   const Experiment experiment(config(sets));
-  const Hypergradient h = experiment.algorithm().hypergradient(experiment.algorithm().init());
+  const Hypergradient h = experiment.double_loop("the test").hypergradient(experiment.algorithm().init());
   ASSERT_TRUE(h.certificate.standard_error.has_value());
   EXPECT_GT(*h.certificate.standard_error, 0.0);
   EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.estimator=implicit", "hypergradient.hvp_batch=41"})); }),

@@ -346,7 +346,7 @@ void SupervisedProblem::take_fixed(const SupervisedData& data) {
           fmt::format("SupervisedProblem: fixed sample weights should have shape [{}], got [{}].", inner_.n,
                       fmt::join(fixed_weights_.sizes(), ", ")));
   require(fixed_weights_.isfinite().all().item<bool>(), "SupervisedProblem: a fixed sample weight is not finite.");
-  fixed_weights_ = fixed_weights_.to(options_.device, options_.dtype);
+  fixed_weights_ = fixed_weights_.to(options_.device, options_.dtype).contiguous();
 }
 
 std::vector<int64_t> SupervisedProblem::part_shape(const Hyperparameter& one) const {
@@ -449,11 +449,11 @@ at::Tensor SupervisedProblem::regulariser(const std::vector<at::Tensor>& parts, 
 // λ of each weight: what `regulariser` sums up by groups.
 SpreadMap SupervisedProblem::strengths() const {
   if (l2_ < 0) {
-    const at::Tensor one = at::full({1}, options_.l2, x0_.options());
+    const at::Tensor one = at::full({1}, options_.l2, inner_.features.options());
     return {.size = 0, .factor = penalised_.defined() ? penalised_ * one : one};
   }
   const Hyperparameter& one = options_.hyperparameters[l2_];
-  SpreadMap map = spread(l2_);
+  SpreadMap map = map_of(l2_);
   if (one.per == Per::kOne || one.per == Per::kLayer) {  // a linear model has one layer
     map.factor = penalised_;
   } else {
@@ -464,7 +464,7 @@ SpreadMap SupervisedProblem::strengths() const {
   return map;
 }
 
-SpreadMap SupervisedProblem::spread(int64_t part) const {
+SpreadMap SupervisedProblem::map_of(int64_t part) const {
   SpreadMap map;
   map.first = outer_layout_.parts()[static_cast<size_t>(part)].offset;
   map.size = outer_layout_.parts()[static_cast<size_t>(part)].size;
@@ -489,9 +489,9 @@ void SupervisedProblem::offer_linear_forms() {
   form.features = inner_.features;
   form.targets = inner_.targets;
   if (fixed_weights_.defined()) form.sample_weight_maps.push_back({.size = 0, .factor = fixed_weights_});
-  if (sample_weight_ >= 0) form.sample_weight_maps.push_back(spread(sample_weight_));
+  if (sample_weight_ >= 0) form.sample_weight_maps.push_back(map_of(sample_weight_));
   if (source_weight_ >= 0) {
-    form.sample_weight_maps.push_back(spread(source_weight_));
+    form.sample_weight_maps.push_back(map_of(source_weight_));
     form.sample_weight_maps.back().index = sources_;
   }
   if (l2_ >= 0 || options_.l2 != 0) form.ridge_map = strengths();

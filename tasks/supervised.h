@@ -160,7 +160,7 @@ class SupervisedProblem : public Problem {
   at::Tensor regulariser(const std::vector<at::Tensor>& parts, const at::Tensor& y) const;
   at::Tensor energies(const Hyperparameter& l2, const at::Tensor& y) const;
   SpreadMap strengths() const;
-  SpreadMap spread(int64_t part) const;
+  SpreadMap map_of(int64_t part) const;
   void offer_linear_forms();
 
   SupervisedOptions options_;

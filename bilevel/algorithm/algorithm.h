@@ -31,7 +31,7 @@ class Algorithm {
   virtual ~Algorithm() = default;
   virtual std::string_view name() const = 0;
   virtual State init() const = 0;
-  /// Does n outer updates and describes the point that the last of them started from.
+  /// Does n outer updates and describes the point that the first of them started from; a failure of any is in the status.
   virtual Record step(State& state, int64_t n) const = 0;
   /// Describes the point that the state holds, without an update.
   virtual Record evaluate(State& state) const = 0;

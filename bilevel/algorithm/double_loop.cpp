@@ -9,6 +9,7 @@
 #include <cmath>
 #include <optional>
 
+#include "bilevel/algorithm/projection.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
 #include "bilevel/core/stream.h"
@@ -120,30 +121,13 @@ State DoubleLoop::init() const {
   Tensors y;
   for (int64_t s = 0; s < k; ++s) y.push_back(problem.initial_inner(x, s).detach().clone());
   check_point(problem, x, y.front(), "DoubleLoop::init");
-  const double moved = norm_of(project(x) - x);
-  require(moved <= 1e-6 * std::max(1.0, norm_of(x)),
-          fmt::format("The initial x does not satisfy the constraints on x (it is {:.3g} away); start inside them.", moved));
+  require_inside(problem, x);
   State state;
   state.set("x", x);
   state.set("y", entry_of(y));
   state.set("step", int64_t{0});
   state.set("inner_step", int64_t{0});
   return state;
-}
-
-at::Tensor DoubleLoop::project(const at::Tensor& x) const {
-  const std::vector<Constraint> constraints = oracle_.problem().outer_constraints();
-  if (constraints.empty()) return x;
-  const Layout& layout = oracle_.problem().outer_layout();
-  require(constraints.size() == layout.parts().size(),
-          fmt::format("The problem gives {} constraints for {} parts of x; one for each part, or none, would be right.",
-                      constraints.size(), layout.parts().size()));
-  Tensors parts;
-  for (size_t i = 0; i < constraints.size(); ++i) {
-    const Part& part = layout.parts()[i];
-    parts.push_back(constraints[i].project(x.narrow(0, part.offset, part.size)));
-  }
-  return at::cat(parts);
 }
 
 DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination) const {
@@ -351,11 +335,17 @@ Record DoubleLoop::step(State& state, int64_t n) const {
   Cost cost;
   for (int64_t i = 0; i < n; ++i) {
     const Visit here = visit(state, due(state));
-    record = describe(state, here);
+    if (i == 0) {
+      record = describe(state, here);
+    } else if (failed(here.status) && !failed(record.status)) {
+      record.status = here.status;
+      record.grade = here.mean.grade;
+      record.message = here.mean.message;
+    }
     cost += here.cost;
     if (here.status != Status::kNonFinite) {
       const at::NoGradGuard no_grad;
-      state.set("x", project(outer_->step(state, state.tensor("x"), here.mean.value)));
+      state.set("x", project(oracle_.problem(), outer_->step(state, state.tensor("x"), here.mean.value)));
     }
     state.set("step", state.integer("step") + 1);
   }

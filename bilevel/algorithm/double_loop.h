@@ -78,7 +78,6 @@ class DoubleLoop final : public Algorithm {
   Examination due(const State& state) const;
   void check(Hypergradient& mean, const at::Tensor& x, const std::vector<std::unique_ptr<EstimatorInput>>& inputs,
              int64_t step) const;
-  at::Tensor project(const at::Tensor& x) const;
   Record describe(const State& state, const Visit& visit) const;
 
   const Oracle& oracle_;

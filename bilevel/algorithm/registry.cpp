@@ -1,13 +1,54 @@
 #include "bilevel/algorithm/registry.h"
 
+#include <fmt/format.h>
+
+#include "bilevel/algorithm/double_loop_config.h"
+#include "bilevel/algorithm/saba.h"
+#include "bilevel/algorithm/soba.h"
+#include "bilevel/core/error.h"
+
 namespace bilevel {
+namespace {
+
+template <class Method>
+AlgorithmRow single_loop(std::string name, std::string summary) {
+  return {std::move(name), std::move(summary), [](Section root, uint64_t seed) -> AlgorithmMaker {
+            SingleLoopOptions options = Method::defaults();
+            options.seed = seed;
+            Section inner = root.section("inner"), hypergradient = root.section("hypergradient"), outer = root.section("outer");
+            read(inner, outer, options);
+            const bool replaced = root.section("run").was_set("algorithm");
+            return [=](const Oracle& oracle, std::vector<std::string>& notes) mutable -> std::unique_ptr<Algorithm> {
+              for (const auto& [section, table] :
+                   {std::pair(&inner, "inner"), std::pair(&hypergradient, "hypergradient"), std::pair(&outer, "outer")}) {
+                if (replaced) drop_keys_of_others(*section, table, "run.algorithm", nullptr, notes);
+                section->finish();
+              }
+              return std::make_unique<Method>(oracle, options);
+            };
+          }};
+}
+
+}  // namespace
 
 const std::vector<AlgorithmRow>& algorithms() {
   static const std::vector<AlgorithmRow> rows = {
       {"double-loop",
-       "solve the inner problem, estimate the hypergradient, move x, project; any solver × estimator × outer optimiser"},
+       "solve the inner problem, estimate the hypergradient, move x, project; any solver × estimator × outer optimiser",
+       read_double_loop},
+      single_loop<Soba>("soba", "y, q and x moved together along what one batch gives, steps shrinking (Dagréou et al. 2022)"),
+      single_loop<Saba>("saba", "soba with the variance taken out by a memory of the batches, constant steps (Dagréou et al. 2022)"),
   };
   return rows;
+}
+
+const AlgorithmRow& algorithm_row(const std::string& name) {
+  std::vector<std::string> known;
+  for (const AlgorithmRow& row : algorithms()) {
+    if (row.name == name) return row;
+    known.push_back(row.name);
+  }
+  throw Error(fmt::format("\"{}\" is no algorithm.{}", name, suggestion(name, known)));
 }
 
 }  // namespace bilevel

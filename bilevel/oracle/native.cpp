@@ -30,6 +30,7 @@ namespace {
 
 constexpr int64_t kPieceSamples = 1024;      // summed up in float before they are added in double
 constexpr int64_t kBlockBytes = 256 * 1024;  // of features: a quarter of a usual second-level cache
+constexpr int64_t kShortRow = 128;           // elements: padding costs less than what rows across the cache's lines do
 constexpr int64_t kRowsOfWeights = 32;       // of a block of directions, in one pass: what is multiplied should fit the cache too
 
 Link link_of(LinearForm::Link link) {
@@ -114,8 +115,14 @@ class Model {
     pad_ = dtype == at::kDouble ? kPad<double> : kPad<float>;
     body_ = d_ / pad_ * pad_;
     const int64_t rest = d_ - body_;
-    ends_ = at::zeros({rest > 0 ? samples_ : 1, pad_}, features_.options());
-    if (rest > 0) ends_.narrow(1, 0, rest).copy_(features_.narrow(1, body_, rest));
+    if (rest > 0 && pitch() <= kShortRow) {
+      rows_copied_ = at::zeros({samples_, pitch()}, features_.options());
+      rows_copied_.narrow(1, 0, d_).copy_(features_);
+      ends_ = rows_copied_.narrow(1, body_, pad_);
+    } else {
+      ends_ = at::zeros({rest > 0 ? samples_ : 1, pad_}, features_.options());
+      if (rest > 0) ends_.narrow(1, 0, rest).copy_(features_.narrow(1, body_, rest));
+    }
     if (form.bias) ends_.select(1, rest).fill_(1);
     const int64_t row_bytes = std::max<int64_t>(d_ * features_.element_size(), 1);
     rows_ = row_bytes * kBlock <= kBlockBytes ? kBlock : row_bytes * kBlock <= 2 * kBlockBytes ? 16 : 8;
@@ -165,11 +172,12 @@ class Model {
   template <class T>
   Samples<T> samples(const Batch& batch, const T* weights) const {
     Samples<T> s;
-    s.features = features_.const_data_ptr<T>();
-    s.feature_pitch = d_;
+    const at::Tensor& rows = rows_copied_.defined() ? rows_copied_ : features_;
+    s.features = rows.const_data_ptr<T>();
+    s.feature_pitch = rows.size(1);
     s.body = body_;
     s.ends = ends_.const_data_ptr<T>();
-    s.end_pitch = ends_.size(0) > 1 || samples_ == 1 ? pad_ : 0;
+    s.end_pitch = ends_.size(0) > 1 || samples_ == 1 ? ends_.stride(0) : 0;
     s.pitch = pitch();
     s.index = batch.full() ? nullptr : batch.samples.const_data_ptr<int64_t>();
     s.n = samples_of(batch);
@@ -218,6 +226,7 @@ class Model {
 
   LinearForm form_;
   at::Tensor features_, targets_, ends_;
+  at::Tensor rows_copied_;  // of few features, with their ends: rows that start and end with the cache's lines are fewer to fetch
   int64_t samples_ = 0, dx_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
 };
 

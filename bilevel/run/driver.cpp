@@ -60,7 +60,7 @@ struct Recent {
 struct Book {
   Cost cost;
   int64_t rollbacks = 0;
-  int64_t recorded = 0;
+  int64_t recorded = 0, next = 0;
   Grade worst = Grade::kOk;
   Recent norms, inner_losses, stationarities;
 
@@ -86,6 +86,7 @@ struct Book {
     book.cost.seconds = number_or(state, "driver.seconds", 0);
     book.rollbacks = integer_or(state, "driver.rollbacks", 0);
     book.recorded = integer_or(state, "driver.recorded", 0);
+    book.next = integer_or(state, "driver.next", book.recorded);
     book.worst = static_cast<Grade>(std::clamp<int64_t>(integer_or(state, "driver.worst", 0), 0, 2));
     book.forget(state);
     return book;
@@ -99,6 +100,7 @@ struct Book {
     state.set("driver.seconds", cost.seconds);
     state.set("driver.rollbacks", rollbacks);
     state.set("driver.recorded", recorded);
+    state.set("driver.next", next);
     state.set("driver.worst", static_cast<int64_t>(worst));
     state.set("driver.norms", tensor_of(norms));
     state.set("driver.inner_losses", tensor_of(inner_losses));
@@ -168,6 +170,7 @@ std::vector<std::string> DriverOptions::violations() const {
     found.push_back(fmt::format("explosion = {} should be more than 1, or 0 for never", explosion));
   if (!(inner_rise == 0 || inner_rise > 1))
     found.push_back(fmt::format("inner_rise = {} should be more than 1, or 0 for never", inner_rise));
+  if (record_every < 1) found.push_back(fmt::format("record_every = {} is not positive", record_every));
   if (checkpoint_every < 1) found.push_back(fmt::format("checkpoint_every = {} is not positive", checkpoint_every));
   if (!(checkpoint_seconds > 0)) found.push_back(fmt::format("checkpoint_seconds = {} is not positive", checkpoint_seconds));
   return found;
@@ -185,6 +188,7 @@ void read(Section& run, DriverOptions& options) {
       static_cast<OnDivergence>(std::find(kPolicies.begin(), kPolicies.end(), policy) - kPolicies.begin());
   run.read("explosion", options.explosion);
   run.read("inner_rise", options.inner_rise);
+  run.read("record_every", options.record_every);
   run.read("checkpoint_every", options.checkpoint_every);
   run.read("checkpoint_seconds", options.checkpoint_seconds);
   options.seconds = seconds == 0 ? std::numeric_limits<double>::infinity() : seconds;
@@ -233,7 +237,7 @@ RunResult Driver::run(State state, const Watch& watch) const {
     book.write(state);
     const State before = state.clone();
     const Clock::time_point began = Clock::now();
-    Record record = last ? algorithm_.evaluate(state) : algorithm_.step(state, 1);
+    Record record = last ? algorithm_.evaluate(state) : algorithm_.step(state, std::min(options_.record_every, options_.steps - k));
     record.cost.seconds = seconds_since(began);
     const int64_t peak = std::max(book.cost.peak_bytes, record.cost.peak_bytes);
     book.cost += record.cost;
@@ -245,7 +249,7 @@ RunResult Driver::run(State state, const Watch& watch) const {
         book.worst = Grade::kBad;
         record.grade = Grade::kBad;
         result.last = record;
-        if (watch.record && record.step >= book.recorded) watch.record(record, pending);
+        if (watch.record && record.step >= book.next) watch.record(record, pending);
         // The last point that was good is what a user can still use.
         state = has_good ? good : before;
         if (has_good) state.set("y", good_y);
@@ -273,8 +277,9 @@ RunResult Driver::run(State state, const Watch& watch) const {
 
     book.worst = std::max(book.worst, record.grade);
     book.remember(record);
-    if (record.step >= book.recorded) {
-      book.recorded = record.step + 1;
+    if (record.step >= book.next) {
+      book.next = record.step + 1;
+      ++book.recorded;
       result.last = record;
       if (watch.record) {
         const Signal signal = watch.record(record, pending);
@@ -303,7 +308,7 @@ RunResult Driver::run(State state, const Watch& watch) const {
     has_good = true;
     if (!pending.empty()) continue;  // a roll-back must go out with the record that follows it
     resumable = good;
-    if (record.step + 1 - checkpointed >= options_.checkpoint_every ||
+    if (state.integer("step") - checkpointed >= options_.checkpoint_every ||
         seconds_since(checkpoint_time) >= options_.checkpoint_seconds) {
       checkpoint(resumable);
     }

@@ -51,17 +51,18 @@ struct DriverOptions {
   OnDivergence on_divergence = OnDivergence::kBoth;            // either alone may not be what went wrong
   double explosion = 1e3;    // a failure: ‖dF/dx‖ beyond so many times the median of the last records, and all before; 0: never
   double inner_rise = 10.0;  // a failure: inner loss and stationarity both so far beyond theirs; 0: never
+  int64_t record_every = 1;  // updates between two records: those of a method whose steps take microseconds would cost more
   int64_t checkpoint_every = 10;                               // steps
   double checkpoint_seconds = 30;                              // whichever comes first
   std::vector<std::string> violations() const;
 };
-/// Reads [run] max_seconds, max_oracle_calls (0: no limit), rollbacks, on_divergence, explosion, inner_rise, checkpoint_every,
-/// checkpoint_seconds. The steps come from [outer].
+/// Reads [run] max_seconds, max_oracle_calls (0: no limit), rollbacks, on_divergence, explosion, inner_rise, record_every,
+/// checkpoint_every, checkpoint_seconds. The steps come from [outer].
 void read(Section& run, DriverOptions& options);
 
 /// What follows a run while it goes on. Every member may be empty.
 struct Watch {
-  std::function<Signal(const Record&, const std::vector<RollBack>& since_last)> record;  // once for each k, in order
+  std::function<Signal(const Record&, const std::vector<RollBack>& since_last)> record;  // once for each recorded k, in order
   std::function<void(const State&)> checkpoint;
   const std::atomic<bool>* interrupt = nullptr;  // polled between steps
 };
@@ -87,7 +88,7 @@ struct RunResult {
 ///
 /// A checkpoint is always the state *before* the last good step, so that a resumed run can roll back as the uninterrupted one
 /// would; resuming does that step again. The driver keeps its own entries in the State, under names that start with `driver.`;
-/// `driver.recorded` is the number of records already given out.
+/// `driver.recorded` is the number of records already given out, `driver.next` the first step that may have the next one.
 class Driver {
  public:
   Driver(const Algorithm& algorithm, DriverOptions options);

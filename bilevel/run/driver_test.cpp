@@ -38,10 +38,10 @@ class Slide final : public Algorithm {
     record.grade = record.step == 2 ? Grade::kWarn : Grade::kOk;
     return record;
   }
-  Record step(State& state, int64_t) const override {
+  Record step(State& state, int64_t n) const override {
     Record record = evaluate(state);
-    state.tensor("x").sub_(state.has("outer_scale") ? state.number("outer_scale") : 1.0);
-    state.set("step", state.integer("step") + 1);
+    state.tensor("x").sub_(static_cast<double>(n) * (state.has("outer_scale") ? state.number("outer_scale") : 1.0));
+    state.set("step", state.integer("step") + n);
     return record;
   }
 
@@ -88,6 +88,26 @@ TEST(Driver, RecordsXAfterEachNumberOfUpdatesFromZeroToAll) {
   EXPECT_EQ(result.state.tensor("x").item<double>(), -4);
   EXPECT_EQ(result.state.tensor("y").item<double>(), -4) << "y is the inner solution at the final x";
   EXPECT_EQ(result.cost.gradients, 15);
+}
+
+TEST(Driver, RecordsEveryNthUpdateAndTheLast) {
+  const Slide slide;
+  DriverOptions options = steps(7);
+  options.record_every = 3;
+  Log whole;
+  const RunResult expected = Driver(slide, options).run(slide.init(), whole.watch());
+  std::vector<int64_t> recorded;
+  for (const Record& record : whole.records) recorded.push_back(record.step);
+  EXPECT_EQ(recorded, (std::vector<int64_t>{0, 3, 6, 7}));
+  EXPECT_EQ(whole.records.back().outer_loss, -7);
+  EXPECT_EQ(expected.steps, 7);
+  for (const State& checkpoint : whole.checkpoints) {
+    Log rest;
+    Driver(slide, options).run(checkpoint.clone(), rest.watch());
+    const auto kept = static_cast<size_t>(checkpoint.integer("driver.recorded"));
+    ASSERT_EQ(kept + rest.records.size(), whole.records.size());
+    for (size_t i = kept; i < whole.records.size(); ++i) EXPECT_EQ(rest.records[i - kept].step, whole.records[i].step);
+  }
 }
 
 TEST(Driver, ContinuesFromEachOfItsCheckpointsToTheSameRecords) {

@@ -112,6 +112,7 @@ def minimize(
     y: Variables,
     *,
     steps: int = 100,
+    algorithm: str = "double-loop",
     estimator: str = "implicit",
     inner: Optional[Mapping[str, Any]] = None,
     hypergradient: Optional[Mapping[str, Any]] = None,
@@ -128,13 +129,15 @@ def minimize(
     progress: bool = True,
     **run: Any,
 ) -> Run:
-    """Minimises F(x) = outer_loss(x, y*(x)), y*(x) = argmin over y of inner_loss(x, y), by the double loop.
+    """Minimises F(x) = outer_loss(x, y*(x)), y*(x) = argmin over y of inner_loss(x, y).
 
     Losses, x, y, data and ``initial_inner`` are as in :func:`hypergradient`.
 
     Args:
         steps: outer updates.
-        estimator, hypergradient: the estimator and its options, the keys of [hypergradient].
+        algorithm: "double-loop", or "soba" or "saba", which move x and y together along batches of ``inner_data`` and ``outer_data``
+            and read ``lr``, ``decay`` and ``batch`` of ``inner``, ``lr`` and ``batch`` of ``outer`` alone.
+        estimator, hypergradient: the estimator of the double loop and its options, the keys of [hypergradient].
         inner: options of the inner solve, the keys of [inner]; without any, 100 steps of gradient descent at a safe step size.
         outer: options of the outer optimiser, the keys of [outer]: ``{"rule": "adam", "lr": 0.1}``.
         constraints: for parts of x by name: "positive", "simplex", or (lower, upper), None meaning no bound.
@@ -165,9 +168,9 @@ def minimize(
         solve.setdefault("start", "cold")
     tables = {
         "inner": solve,
-        "hypergradient": {"estimator": estimator, **(hypergradient or {})},
+        "hypergradient": {**({"estimator": estimator} if algorithm == "double-loop" else {}), **(hypergradient or {})},
         "outer": {"steps": steps, **(outer or {})},
-        "run": {"seed": seed, **run},
+        "run": {"seed": seed, "algorithm": algorithm, **run},
     }
     experiment = _engine.Experiment(problem, assignments(tables))
     watch = _Progress(callback, progress, steps)

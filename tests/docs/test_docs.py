@@ -232,6 +232,8 @@ CASES = {
                     '[hypergradient]\nestimator = "unrolled"\n' + DATA,
     "outer sgd": "[problem]\n" + L2 + DATA + '[outer]\nrule = "sgd"\n',
     "outer momentum": "[problem]\n" + L2 + DATA + '[outer]\nrule = "momentum"\n',
+    "soba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "soba"\n',
+    "saba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "saba"\n',
     "mlp": '[problem]\nmodel = "mlp"\n' + L2 + DATA,
     "cnn": '[problem]\nmodel = "cnn"\n' + L2 + DATA,
     "tune": '[problem]\ntask = "tune"\n[data]\nbuiltin = "digits"\nsamples = 200\n',
@@ -250,7 +252,7 @@ def test_defaults_are_as_documented(case, tmp_path):
     documented = documented_defaults()
     (tmp_path / "c.toml").write_text(CASES[case])
     settings = [] if case.startswith(("reweight", "tune")) else ["--set", "outer.steps=0"]
-    if settings and case != "closed-form":
+    if settings and case not in ("closed-form", "soba", "saba"):
         settings += ["--set", "inner.steps=1"]
     done = subprocess.run([BINARY, "run", "c.toml", "--out", "out", *settings], cwd=tmp_path, env=ENVIRONMENT, text=True,
                           capture_output=True, timeout=300)

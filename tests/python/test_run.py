@@ -38,6 +38,20 @@ def test_e1_outer_loop():
     assert run.outcome == "done" and run.x.shape == (20,) and run.x.min() >= 1e-8
 
 
+@pytest.mark.parametrize("algorithm", ["soba", "saba"])
+def test_single_loop_methods_take_the_way_of_the_double_loop(algorithm):
+    p = Logistic()
+    run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=600, algorithm=algorithm, record_every=200, progress=False,
+                           inner={"lr": 0.7, "decay": 0.0}, outer={"lr": 0.5})  # fmt: skip
+    double = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=600, progress=False, inner={"lr": 0.7, "steps": 10},
+                              hypergradient={"bound_every": 0}, outer={"rule": "sgd", "lr": 0.5})  # fmt: skip
+    assert [r["step"] for r in run.records] == [0, 200, 400, 600]
+    moved = torch.linalg.vector_norm(double.x - p.x)
+    assert moved > 0.1 and torch.linalg.vector_norm(run.x - double.x) < 0.01 * moved
+    with pytest.raises(bilevel.Error, match="estimator"):
+        bilevel.minimize(p.inner, p.outer, p.x, p.y, algorithm=algorithm, hypergradient={"estimator": "darts"}, progress=False)
+
+
 def test_resume_ends_at_the_same_bits(tmp_path):
     p = Logistic()
     whole = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=20, out=tmp_path / "whole", **options())

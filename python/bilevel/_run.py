@@ -160,6 +160,7 @@ def minimize(
         metrics=metrics,
         random=random,
         per_element=rule.per_element if rule else None,
+        saved=out is not None,
     )
     if initial_inner is not None:
         solve.setdefault("start", "cold")
@@ -219,6 +220,7 @@ def resume(
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
+        saved=True,
     )
     watch = _Progress(callback, progress, 0)
     try:

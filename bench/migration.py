@@ -26,10 +26,27 @@ NAMES = {"bilevel": "here", "betty": "Betty", "torchopt": "TorchOpt", "higher": 
 
 def measured(a, task, library):
     python = a.build / "venv/bin/python" if library == "bilevel" else a.environment / "bin/python"
-    environment = dict(os.environ, OMP_NUM_THREADS="1", JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false",
-                       PYTHONPATH=str((a.build / "python").resolve()) if library == "bilevel" else "")
+    environment = dict(
+        os.environ,
+        OMP_NUM_THREADS="1",
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_cpu_multi_thread_eigen=false",
+        PYTHONPATH=str((a.build / "python").resolve()) if library == "bilevel" else "",
+    )
     with tempfile.TemporaryDirectory() as folder:
-        command = ["taskset", "-c", str(a.cpu), str(python), "-W", "ignore", str(ROOT / "tests/peers/run_program.py"), task, library, f"{folder}/r.npy", str(a.repetitions)]
+        command = [
+            "taskset",
+            "-c",
+            str(a.cpu),
+            str(python),
+            "-W",
+            "ignore",
+            str(ROOT / "tests/peers/run_program.py"),
+            task,
+            library,
+            f"{folder}/r.npy",
+            str(a.repetitions),
+        ]
         return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -62,16 +79,23 @@ def main():
     rows = {}
     for key, runs in found.items():
         task, library = key.split("/")
-        rows[key] = {"lines": pages.lines(pages.programs()[task][library]), "first": statistics.median(r["first"] for r in runs),
-                     "seconds": statistics.median(s for r in runs for s in r["seconds"]), "peak_mb": statistics.median(r["peak_mb"] for r in runs)}
+        rows[key] = {
+            "lines": pages.lines(pages.programs()[task][library]),
+            "first": statistics.median(r["first"] for r in runs),
+            "seconds": statistics.median(s for r in runs for s in r["seconds"]),
+            "peak_mb": statistics.median(r["peak_mb"] for r in runs),
+        }
     about = {"rounds": a.rounds, "repetitions": a.repetitions, "load": [min(load), max(load)]}
     (ROOT / "bench/results/migration.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     page = pages.PAGE.read_text()
     head, rest = page.split("<!-- made by bench/migration.py -->")
     quiet = max(load) < 1.5
-    note = f"One run of `bench/migration.py`, one core, one thread; the load of the machine was {min(load):.1f}–{max(load):.1f}" + \
-        ("." if quiet else ", so read ratios and not seconds.")
-    pages.PAGE.write_text(f"{head}<!-- made by bench/migration.py -->\n{note}\n\n{table(rows)}\n<!-- end -->{rest.split('<!-- end -->')[1]}")
+    note = f"One run of `bench/migration.py`, one core, one thread; the load of the machine was {min(load):.1f}–{max(load):.1f}" + (
+        "." if quiet else ", so read ratios and not seconds."
+    )
+    pages.PAGE.write_text(
+        f"{head}<!-- made by bench/migration.py -->\n{note}\n\n{table(rows)}\n<!-- end -->{rest.split('<!-- end -->')[1]}"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ harness dumps its work; then peers and ours take turns on one core, one thread, 
 protocol. Results are compared with the float64 references of the dump. bench/results/peers-TASK.json has the rows with the keys of
 `run.py --json`, docs/performance.md the tables. Ours through C++ needs the target compare_measure, ours through Python bilevel_python.
 """
+
 import argparse
 import json
 import os
@@ -97,8 +98,11 @@ def main():
                 theirs = peers_rows(a, task, case)
                 rounds.append(theirs + mine if k % 2 else mine + theirs)
                 for row in mine:
-                    print(f"[{task}/{case}] {row['library']}: {row['variant']} {row.get('error') or format(row['median'], '.4g') + ' s'}",
-                          file=sys.stderr, flush=True)
+                    print(
+                        f"[{task}/{case}] {row['library']}: {row['variant']} {row.get('error') or format(row['median'], '.4g') + ' s'}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             rows += merged(rounds)
         write(a, task, rows, loads)
     page.write_page()

@@ -2,6 +2,7 @@
 
 The peers' weights of linear layers are [in, out] and ours [out, in]; they are converted here, outside all timing.
 """
+
 import json
 import os
 import pathlib
@@ -36,7 +37,7 @@ def relative(a, b):
 
 def auc(score, positive):
     """The probability that a positive one scores higher, ties half."""
-    values, inverse = np.unique(score, return_inverse=True)
+    _, inverse = np.unique(score, return_inverse=True)
     counts = np.bincount(inverse)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     p = positive.astype(bool)
@@ -59,8 +60,11 @@ sample_weight = { init = 0.0 }
 inner = { x = "../Xt.npy", y = "../yt.npy" }
 outer = { x = "../Xv.npy", y = "../yv.npy" }
 """
-MODELS = {"softmax": 'model = "linear"\n', "mlp": 'model = "mlp"\nhidden = [%d]\nactivation = "relu"\n',
-          "cnn": 'model = "cnn"\nchannels = [16, 32]\nactivation = "relu"\n'}
+MODELS = {
+    "softmax": 'model = "linear"\n',
+    "mlp": 'model = "mlp"\nhidden = [%d]\nactivation = "relu"\n',
+    "cnn": 'model = "cnn"\nchannels = [16, 32]\nactivation = "relu"\n',
+}
 
 
 def save(folder, name, array):
@@ -110,8 +114,11 @@ def _hypergrad(case, mine, work, settings):
     mlp = case == "mlp"
     if mlp:
         save(mine, "y0", class_major(work["w0"], MLP))
-    head = "[problem]\n" + (MODELS["mlp"] % 128 if mlp else MODELS["softmax"]) + CLEANING.replace(
-        "[data]", f"[problem.fixed]\nl2 = {settings['l2']}\nl2_bias = true\n[data]")
+    head = (
+        "[problem]\n"
+        + (MODELS["mlp"] % 128 if mlp else MODELS["softmax"])
+        + CLEANING.replace("[data]", f"[problem.fixed]\nl2 = {settings['l2']}\nl2_bias = true\n[data]")
+    )
     inner = f"""[inner]
 lr = {settings["lr"]}
 steps = {settings["T"]}
@@ -124,8 +131,11 @@ start = "cold"
     else:
         estimators["cg"] = f'estimator = "implicit"\niterations = {settings["K"]}'
         estimators["neumann"] = f'estimator = "implicit"\nsolver = "neumann"\niterations = {settings["K"]}'
-    return {f"{name}-{oracle}": f'{head}{inner}[hypergradient]\n{estimator}\n[run]\nthreads = 1\noracle = "{oracle}"\n'
-            for name, estimator in estimators.items() for oracle in (["autodiff"] if mlp else ["native", "autodiff"])}
+    return {
+        f"{name}-{oracle}": f'{head}{inner}[hypergradient]\n{estimator}\n[run]\nthreads = 1\noracle = "{oracle}"\n'
+        for name, estimator in estimators.items()
+        for oracle in (["autodiff"] if mlp else ["native", "autodiff"])
+    }
 
 
 def _cleaning(case, mine, work, settings):
@@ -150,7 +160,8 @@ oracle = "%s"
 
 
 def _maml(case, mine, work, settings):
-    return {"unroll": f"""[problem]
+    return {
+        "unroll": f"""[problem]
 task = "sinusoids"
 folder = ".."
 [inner]
@@ -165,7 +176,8 @@ rule = "adam"
 lr = 1e-3
 [run]
 threads = 1
-"""}
+"""
+    }
 
 
 def _ridge(case, mine, work, settings):
@@ -182,7 +194,7 @@ def _ridge(case, mine, work, settings):
             found[f"{solver}-{linear}"] = f"""[problem]
 model = "linear"
 bias = false
-loss = "{'logistic' if logistic else 'squared'}"
+loss = "{"logistic" if logistic else "squared"}"
 dtype = "float64"
 [problem.hyperparameters]
 {penalty} = {{ init = {settings["theta"]} }}
@@ -241,12 +253,30 @@ def rows(a, task, case, folder):
             command += ["--repetitions", "3"]
         found.append(run(command, environment, dict(case=case, library=library, variant=variant), out, task, work, settings))
     python = dict(environment, PYTHONPATH=os.pathsep.join([str(a.build / "python"), str(a.peers)]))
-    names = subprocess.run([a.build / "venv/bin/python", HERE / "through_python.py", "--task", task, "--case", case, "--list"],
-                           env=python, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        [a.build / "venv/bin/python", HERE / "through_python.py", "--task", task, "--case", case, "--list"],
+        env=python,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for variant in names:
         out = mine / "python.json"
-        command = [*pinned, a.build / "venv/bin/python", HERE / "through_python.py", "--task", task, "--case", case, "--folder", folder,
-                   "--variant", variant, "--out", out]
+        command = [
+            *pinned,
+            a.build / "venv/bin/python",
+            HERE / "through_python.py",
+            "--task",
+            task,
+            "--case",
+            case,
+            "--folder",
+            folder,
+            "--variant",
+            variant,
+            "--out",
+            out,
+        ]
         found.append(run(command, python, dict(case=case, library="bilevel (Python)", variant=variant), out, task, work, settings))
     return found
 
@@ -258,13 +288,14 @@ def run(command, environment, row, out, task, work, settings):
     if done.returncode:
         return dict(row, error=(done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:200])
     row.update(json.loads(out.read_text()))
-    results = {path.name[len(out.name) + 1:-4]: np.load(path) for path in out.parent.glob(out.name + ".*.npy")}
+    results = {path.name[len(out.name) + 1 : -4]: np.load(path) for path in out.parent.glob(out.name + ".*.npy")}
     row.update(judged(task, row["variant"], results, work, settings))
     return row
 
 
 def judged(task, variant, results, work, settings):
     """Errors against the references, in the peers' keys."""
+
     def errors(key, value):
         found = {f"err_{key}": relative(value, work[f"ref_{key}"])}
         if f"ref_{key}_exact" in work:

@@ -1,4 +1,5 @@
 """The tables of docs/performance.md from bench/results/peers-*.json: `python bench/compare/page.py` writes them again."""
+
 import json
 import math
 import pathlib
@@ -7,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/performance.md"
 RESULTS = ROOT / "bench/results"
 LIBRARIES = ("higher", "TorchOpt", "hypertorch", "Betty", "curvlinops")
-TORCH = LIBRARIES + ("PyTorch", "closed form in torch ops", "(baseline) PyTorch")
+TORCH = (*LIBRARIES, "PyTorch", "closed form in torch ops", "(baseline) PyTorch")
 
 
 class Goal:
@@ -19,8 +20,16 @@ class Goal:
 
 
 GOALS = [
-    *(Goal(f"hvp {case.replace('_', ' ')}", "hvp", case, "hvp", *goals)
-      for case, goals in {"softmax_256": (7, 3), "softmax_4096": (7, 3), "logistic_tiny": (50, 20), "mlp_256": (1, 1), "cnn_64": (1, 1)}.items()),
+    *(
+        Goal(f"hvp {case.replace('_', ' ')}", "hvp", case, "hvp", *goals)
+        for case, goals in {
+            "softmax_256": (7, 3),
+            "softmax_4096": (7, 3),
+            "logistic_tiny": (50, 20),
+            "mlp_256": (1, 1),
+            "cnn_64": (1, 1),
+        }.items()
+    ),
     Goal("hypergrad softmax, unroll 100", "hypergrad", "softmax", "unroll", 7, 2),
     Goal("hypergrad softmax, CG 20", "hypergrad", "softmax", "cg", 7, 2),
     Goal("hypergrad softmax, Neumann 20", "hypergrad", "softmax", "neumann", 7, 2),
@@ -28,8 +37,10 @@ GOALS = [
     Goal("cleaning, 2,000 outer steps", "cleaning", "fashion", "unroll-1", 5, 2),
     Goal("maml, 10 tasks", "maml", "tasks10", "", 20, 0.5, of=LIBRARIES),
     Goal("maml, 100 tasks", "maml", "tasks100", "", 20, 0.5, of=LIBRARIES),
-    *(Goal(f"{case.replace('_', ', ')}, solve + gradient", "ridge", case, "solve + gradient", None, 1.3)
-      for case in (f"{m}_{d}" for d in ("diabetes", "synthetic") for m in ("ridge", "lasso", "logistic"))),
+    *(
+        Goal(f"{case.replace('_', ', ')}, solve + gradient", "ridge", case, "solve + gradient", None, 1.3)
+        for case in (f"{m}_{d}" for d in ("diabetes", "synthetic") for m in ("ridge", "lasso", "logistic"))
+    ),
     Goal("stochastic logistic, a step of SOBA", "stochastic", "logistic", "soba", 50, 2),
 ]
 
@@ -54,8 +65,11 @@ def best(rows):
 
 
 def goal_line(goal):
-    fit = [row for row in rows_of(goal.task) if row["case"] == goal.case and goal.words.lower() in row["variant"].lower()
-           and not row["library"].startswith("(") and right(row)]
+    fit = [
+        row
+        for row in rows_of(goal.task)
+        if row["case"] == goal.case and goal.words.lower() in row["variant"].lower() and not row["library"].startswith("(") and right(row)
+    ]
     ours = best([row for row in fit if row["library"].startswith("bilevel (C++")])
     if ours is None:
         return [goal.title] + ["not run"] + [""] * 4
@@ -66,7 +80,10 @@ def goal_line(goal):
             cells += ["–", "–"]
             continue
         ratio = rival["median"] / ours["median"]
-        cells += [f"{rival['library']} {seconds(rival['median'])}", f"{ratio:.2g} × of {wanted:g} ×" + ("" if ratio >= wanted else ", **short**")]
+        cells += [
+            f"{rival['library']} {seconds(rival['median'])}",
+            f"{ratio:.2g} × of {wanted:g} ×" + ("" if ratio >= wanted else ", **short**"),
+        ]
     return cells
 
 
@@ -84,9 +101,14 @@ def markdown(head, lines):
 def overhead_lines():
     """Ours through Python beside the same work by hand and beside each library, in one run."""
     found = []
-    for task, case, words, hand in (("hypergrad", "softmax", "unroll", "unroll T"), ("hypergrad", "softmax", "CG", "CG 20"),
-                                    ("hypergrad", "softmax", "Neumann", "Neumann 20"), ("hypergrad", "mlp", "unroll", "unroll T"),
-                                    ("maml", "tasks10", "", "batched by hand (bmm), autograd"), ("maml", "tasks100", "", "batched by hand (bmm), autograd")):
+    for task, case, words, hand in (
+        ("hypergrad", "softmax", "unroll", "unroll T"),
+        ("hypergrad", "softmax", "CG", "CG 20"),
+        ("hypergrad", "softmax", "Neumann", "Neumann 20"),
+        ("hypergrad", "mlp", "unroll", "unroll T"),
+        ("maml", "tasks10", "", "batched by hand (bmm), autograd"),
+        ("maml", "tasks100", "", "batched by hand (bmm), autograd"),
+    ):
         rows = [r for r in rows_of(task) if r["case"] == case and words.lower() in r["variant"].lower() and right(r)]
         plain = best([r for r in rows if r["library"] == "PyTorch" and r["variant"] == hand])
         for ours in (r for r in rows if r["library"] == "bilevel (Python)"):
@@ -109,14 +131,16 @@ def task_table(task):
             lines.append(head + ["not run: " + row["error"].replace("|", "/")] + [""] * (2 + len(extra)))
             continue
         numbers = ["" if k not in row else f"{row[k]:.2g}" if k.startswith("err_") else f"{row[k]:.4f}" for k in extra]
-        lines.append(head + [seconds(row["median"]), seconds(row["min"]), f"{row['peak_mb']:.0f}", *numbers])
+        lines.append([*head, seconds(row["median"]), seconds(row["min"]), f"{row['peak_mb']:.0f}", *numbers])
     return markdown(["case", "library", "variant", "median", "least", "peak MB", *extra], lines)
 
 
 def write_page():
     text = PAGE.read_text()
     tables = {
-        "goals": markdown(["task", "ours, C++", "best of PyTorch", "reached", "best of all", "reached"], [goal_line(goal) for goal in GOALS]),
+        "goals": markdown(
+            ["task", "ours, C++", "best of PyTorch", "reached", "best of all", "reached"], [goal_line(goal) for goal in GOALS]
+        ),
         "overhead": markdown(["work", "ours, Python", "by hand", *LIBRARIES[:4]], overhead_lines()),
         **{task: task_table(task) for task in ("hvp", "hypergrad", "cleaning", "maml", "ridge")},
     }

@@ -2,15 +2,16 @@
 
 The losses are written as in the peers' rows, with their layouts, so that the difference is what the engine adds or saves.
 """
+
 import argparse
 import json
 import pathlib
 
 import numpy as np
 import torch
+from common import load, measure  # the harness of the peers
 
 import bilevel
-from common import load, measure  # the harness of the peers
 
 VARIANTS = {}
 
@@ -140,8 +141,15 @@ def meta_step(tasks):
 
     def once():
         w = {name: p.clone() for name, p in tasks.x.items()}
-        h = bilevel.hypergradient(tasks.inner, tasks.outer, w, tasks.begin(w), initial_inner=tasks.begin, estimator="unrolled",
-                                  inner={"lr": tasks.s["lr"], "steps": tasks.s["steps"]})
+        h = bilevel.hypergradient(
+            tasks.inner,
+            tasks.outer,
+            w,
+            tasks.begin(w),
+            initial_inner=tasks.begin,
+            estimator="unrolled",
+            inner={"lr": tasks.s["lr"], "steps": tasks.s["steps"]},
+        )
         for name, p in w.items():
             p.grad = h.value[name]
         torch.optim.Adam(w.values(), lr=1e-3).step()
@@ -177,10 +185,19 @@ def _(work, folder):
 
     def once():
         run = bilevel.minimize(
-            inner, outer, torch.zeros(len(rows)), {"W": torch.zeros(784, 10), "b": torch.zeros(10)}, steps=s["steps"],
-            estimator="unrolled", inner={"lr": s["lr"], "steps": 1, "batches": str(folder / "bt.npy")},
-            hypergradient={"bound_every": 0}, outer={"rule": "sgd", "lr": s["outer_lr"], "batches": str(folder / "bv.npy")},
-            inner_data=(t["Xt"], t["yt"], rows), outer_data=(t["Xv"], t["yv"]), progress=False)
+            inner,
+            outer,
+            torch.zeros(len(rows)),
+            {"W": torch.zeros(784, 10), "b": torch.zeros(10)},
+            steps=s["steps"],
+            estimator="unrolled",
+            inner={"lr": s["lr"], "steps": 1, "batches": str(folder / "bt.npy")},
+            hypergradient={"bound_every": 0},
+            outer={"rule": "sgd", "lr": s["outer_lr"], "batches": str(folder / "bv.npy")},
+            inner_data=(t["Xt"], t["yt"], rows),
+            outer_data=(t["Xv"], t["yv"]),
+            progress=False,
+        )
         return {"x": run.x.numpy(), "y": torch.cat([run.y["W"].t().reshape(-1), run.y["b"]]).numpy()}
 
     return once
@@ -202,8 +219,14 @@ def _(work, folder):
         return loss(w, Xv, yv)
 
     def once():
-        h = bilevel.hypergradient(inner, outer, torch.tensor(work.s["theta"], dtype=torch.double), torch.zeros(X.shape[1], dtype=torch.double),
-                                  inner={"solver": "lbfgs", "tolerance": work.s["tol"], "steps": 5000}, iterations=2000)
+        h = bilevel.hypergradient(
+            inner,
+            outer,
+            torch.tensor(work.s["theta"], dtype=torch.double),
+            torch.zeros(X.shape[1], dtype=torch.double),
+            inner={"solver": "lbfgs", "tolerance": work.s["tol"], "steps": 5000},
+            iterations=2000,
+        )
         return {"hypergradient": h.value.reshape(1).numpy(), "y": h.y.numpy()}
 
     return once

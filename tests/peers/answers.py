@@ -3,8 +3,9 @@
 import sys
 
 import numpy as np
-import problems
 import torch
+
+import problems
 from problems import STEPS, TERMS, Ridge, Weights, train
 
 torch.set_default_dtype(torch.double)
@@ -198,12 +199,25 @@ def _betty(problem, steps, y0=None, **config):
             return problem.inner(self.outer(), self.module())
 
     nothing = [(torch.zeros(1), torch.zeros(1))]
-    outer = Outer(name="outer", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=1.0), train_data_loader=nothing,
-                  config=Config(retain_graph=True))
-    inner = Inner(name="inner", module=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.0 if y0 is not None else problem.lr),
-                  train_data_loader=nothing, config=Config(unroll_steps=steps, **config))
-    Engine(config=EngineConfig(train_iters=steps, valid_step=10**9, strategy="cpu"), problems=[outer, inner],
-           dependencies={"u2l": {outer: [inner]}, "l2u": {inner: [outer]}}).run()
+    outer = Outer(
+        name="outer",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=1.0),
+        train_data_loader=nothing,
+        config=Config(retain_graph=True),
+    )
+    inner = Inner(
+        name="inner",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.0 if y0 is not None else problem.lr),
+        train_data_loader=nothing,
+        config=Config(unroll_steps=steps, **config),
+    )
+    Engine(
+        config=EngineConfig(train_iters=steps, valid_step=10**9, strategy="cpu"),
+        problems=[outer, inner],
+        dependencies={"u2l": {outer: [inner]}, "l2u": {inner: [outer]}},
+    ).run()
     return problem.x0 - x().detach()
 
 
@@ -286,8 +300,15 @@ def _(p):
     y0 = jax.numpy.asarray(p.y0.numpy())
 
     def total(x):
-        y = optimistix.minimise(lambda y, a: inner(y, a, data[0], data[1]), optimistix.BFGS(rtol=1e-13, atol=1e-13), y0, x, adjoint=adjoint,
-                                tags=frozenset({lineax.positive_semidefinite_tag}), max_steps=5000).value
+        y = optimistix.minimise(
+            lambda y, a: inner(y, a, data[0], data[1]),
+            optimistix.BFGS(rtol=1e-13, atol=1e-13),
+            y0,
+            x,
+            adjoint=adjoint,
+            tags=frozenset({lineax.positive_semidefinite_tag}),
+            max_steps=5000,
+        ).value
         return outer(y, data[2], data[3])
 
     return np.asarray(jax.grad(total)(x))

@@ -5,6 +5,7 @@ import sys
 import time
 
 import numpy as np
+
 import pages
 
 

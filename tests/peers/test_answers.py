@@ -3,15 +3,20 @@
 import functools
 import tempfile
 
-import bilevel
 import numpy as np
 import pytest
 import torch
+
+import bilevel
 from conftest import HERE, run_with_peers
 from problems import SEEDS, STEPS, TERMS, Ridge, Weights, train
 
 CLOSE = 1e-8
-RULES = {"sgd": {"rule": "sgd", "lr": Weights.lr}, "sgd momentum": {"rule": "sgd", "lr": 0.1, "momentum": 0.9}, "adam": {"rule": "adam", "lr": 0.05}}
+RULES = {
+    "sgd": {"rule": "sgd", "lr": Weights.lr},
+    "sgd momentum": {"rule": "sgd", "lr": 0.1, "momentum": 0.9},
+    "adam": {"rule": "adam", "lr": 0.05},
+}
 
 
 @functools.cache
@@ -30,7 +35,9 @@ def error(found, expected):
 
 
 def unrolled(problem, rule):
-    return bilevel.hypergradient(problem.inner, problem.outer, problem.x0, problem.y0, estimator="unrolled", inner={**rule, "steps": STEPS}).value
+    return bilevel.hypergradient(
+        problem.inner, problem.outer, problem.x0, problem.y0, estimator="unrolled", inner={**rule, "steps": STEPS}
+    ).value
 
 
 def solved(problem, y, **options):
@@ -72,7 +79,14 @@ def test_unrolled_descent(peer, kind, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "peer, name", [("torchopt", "implicit"), ("hypertorch", "implicit"), ("hypertorch", "implicit, fixed point"), ("jaxopt", "implicit"), ("optimistix", "implicit")]
+    "peer, name",
+    [
+        ("torchopt", "implicit"),
+        ("hypertorch", "implicit"),
+        ("hypertorch", "implicit, fixed point"),
+        ("jaxopt", "implicit"),
+        ("optimistix", "implicit"),
+    ],
 )
 def test_implicit(peer, name, seed):
     problem = Ridge(seed)
@@ -122,6 +136,8 @@ def test_hypertorch_cg_that_is_done_after_one_iteration(seed):
     wrong = torch.from_numpy(answers("hypertorch")[f"OneStep/WRONG cg that is done after one iteration/{seed}"])
     rs = np.random.RandomState(seed)
     x, c = torch.from_numpy(rs.normal(size=4)), torch.from_numpy(rs.normal(size=4))
-    h = bilevel.hypergradient(lambda x, y: 0.5 * (y - x).square().sum(), lambda x, y: 0.5 * (y - c).square().sum(), x, x.clone(), solved=True)
+    h = bilevel.hypergradient(
+        lambda x, y: 0.5 * (y - x).square().sum(), lambda x, y: 0.5 * (y - c).square().sum(), x, x.clone(), solved=True
+    )
     assert error(h.value, x - c) <= CLOSE  # F(x) = ½‖x − c‖²
     assert wrong.norm() == 0

@@ -88,9 +88,13 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   oracle_ = std::make_unique<CountedOracle>(differences_ ? *differences_ : exact);
   algorithm_ = make_algorithm(*oracle_, task_.notes);
 
-  std::string batches;
-  if (Section inner = root.section("inner"); inner.has("batches")) inner.read_path("batches", batches);
-  identity_ = batches.empty() ? task_.identity : fmt::format("{}, batches {}", task_.identity, fingerprint({read_npy(batches)}));
+  identity_ = task_.identity;
+  for (const char* table : {"inner", "outer"}) {
+    Section section = root.section(table);
+    std::string batches;
+    if (section.has("batches")) section.read_path("batches", batches);
+    if (!batches.empty()) identity_ += fmt::format(", {} batches {}", table, fingerprint({read_npy(batches)}));
+  }
 }
 
 const DoubleLoop& Experiment::double_loop(const char* what) const {

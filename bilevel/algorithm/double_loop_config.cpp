@@ -23,20 +23,20 @@ std::vector<std::string> names_of(const Rows& rows) {
   return names;
 }
 
-at::Tensor read_batches(Section& inner, int64_t samples) {
+at::Tensor read_batches(Section& section, int64_t samples) {
   std::string path;
-  inner.read_path("batches", path);
+  section.read_path("batches", path);
   if (path.empty()) return {};
   at::Tensor batches = read_npy(path);
   if (batches.dim() != 2 || batches.numel() == 0 || c10::isFloatingType(batches.scalar_type())) {
-    inner.fail("batches", fmt::format("{} has shape [{}] and dtype {}; whole numbers [T, B] would be right.", path,
-                                      fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
+    section.fail("batches", fmt::format("{} has shape [{}] and dtype {}; whole numbers [T, B] would be right.", path,
+                                        fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
   }
   batches = batches.to(at::kLong);
   const auto lowest = batches.min().item<int64_t>(), highest = batches.max().item<int64_t>();
   if (lowest < 0 || highest >= samples) {
-    inner.fail("batches",
-               fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
+    section.fail("batches",
+                 fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
   }
   return batches;
 }
@@ -52,6 +52,8 @@ BatchPlan batches_of(const Section& section, const std::string& key, int64_t siz
 BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
   int64_t size = 0;
   outer.read("batch", size);
+  const at::Tensor fixed = read_batches(outer, samples);
+  if (fixed.defined()) return BatchPlan::fixed(fixed, samples);
   return batches_of(outer, "batch", size, samples, "outer", Stream(seed, "outer batches"));
 }
 

@@ -220,10 +220,14 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     full.stationarity = length(full.r);
     return full;
   };
+  // On minibatches a look at all samples costs many steps. Without a tolerance the start is judged by its own batch, and so is the
+  // end of a solve that is shorter than what lies between two looks.
+  const bool unchecked = !plan_.is_full() && options_.tolerance == 0;
+  const bool brief = unchecked && options_.steps > 0 && options_.steps < options_.check_every;
   const auto look = [&](const at::Tensor& y, int64_t t) {
-    Batch all = batch(start.first_step + t, slice);
-    all.samples = at::Tensor();
-    return full_batch(oracle.inner(x, y, all), y, std::max<int64_t>(0, t));
+    Batch seen = batch(start.first_step + t, slice);
+    if (!brief) seen.samples = at::Tensor();
+    return full_batch(oracle.inner(x, y, seen), y, t);
   };
 
   InnerSolution solution;
@@ -249,7 +253,7 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     }
     if (t == 0 || limit || (options_.tolerance > 0 && (plan_.is_full() || t % options_.check_every == 0))) {
       // On the full batch the step's own gradient says how stationary y_t is.
-      last = plan_.is_full() && !limit ? full_batch(g, point.y, t) : look(point.y, t);
+      last = !limit && (plan_.is_full() || unchecked) ? full_batch(g, point.y, t) : look(point.y, t);
       if (t == 0) first = last;
       converged = options_.tolerance > 0 && last.stationarity <= options_.tolerance;
       if (limit || converged || !std::isfinite(last.stationarity)) break;

@@ -220,6 +220,21 @@ TEST(RuleSolver, MeasuresStationarityOnAllSamplesEvenWithMinibatches) {
   EXPECT_NEAR(solution.stationarity, AutodiffOracle(problem).inner(x, solution.y, {}).y.norm().item<double>(), 1e-14);
 }
 
+TEST(RuleSolver, ABriefSolveOnMinibatchesIsJudgedByTheNextOne) {
+  const RidgeProblem problem;
+  const at::Tensor x = problem.initial_outer();
+  const AutodiffOracle oracle(problem);
+  for (const int64_t steps : {3, 10}) {
+    const RuleSolver solver(std::make_unique<SgdRule>(SgdRuleOptions{}), {.lr = 0.05, .steps = steps, .check_every = 10},
+                            BatchPlan::shuffled(30, 10, Stream(5, "batches")));
+    const auto solution = solve(problem, solver);
+    const double all = oracle.inner(x, solution.y, {}).y.norm().item<double>();
+    const double next = oracle.inner(x, solution.y, solver.batch(steps, 0)).y.norm().item<double>();
+    ASSERT_GT(std::abs(all - next), 1e-3 * all);
+    EXPECT_NEAR(solution.stationarity, steps < 10 ? next : all, 1e-14);
+  }
+}
+
 TEST(RuleSolver, NoStepsLeaveTheStart) {
   const RidgeProblem problem;
   const auto solution = solve(problem, gd(0.1, 0));

@@ -34,6 +34,7 @@ class Problem:
         symmetric: bool = False,
         random: bool = False,
         per_element: Optional[Mapping[str, Tensor]] = None,
+        saved: bool = False,
     ) -> None:
         if x.dtype != y.dtype or x.device != y.device:
             raise ValueError(f"x is {x.dtype} on {x.device} and y is {y.dtype} on {y.device}; they should agree.")
@@ -52,10 +53,14 @@ class Problem:
         self.symmetric = symmetric
         self.has_metrics = metrics is not None
         self.random = random
+        self._saved = saved
 
     @property
     def identity(self) -> str:
-        """Shapes, dtype and a hash of the data: what a resumed run must find again."""
+        """Shapes, dtype and a hash of the data: what a resumed run must find again. Empty where nothing is written to a directory:
+        hashing the data may take longer than a hypergradient."""
+        if not self._saved:
+            return ""
         data = _engine.fingerprint([*_leaves(self._inner_data), *_leaves(self._outer_data)])
         return f"x {self._x.parts}, y {self._y.parts}, {self._x.dtype}, data {data}"
 
@@ -73,7 +78,7 @@ class Problem:
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"{what} should return a scalar tensor, got {got}.")
-        return value.reshape(())
+        return value if value.dim() == 0 else value.reshape(())
 
     def optimality_map(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         assert self._optimality is not None

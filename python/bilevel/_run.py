@@ -163,6 +163,7 @@ def minimize(
         metrics=metrics,
         random=random,
         per_element=rule.per_element if rule else None,
+        saved=out is not None,
     )
     if initial_inner is not None:
         solve.setdefault("start", "cold")
@@ -222,6 +223,7 @@ def resume(
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
+        saved=True,
     )
     watch = _Progress(callback, progress, 0)
     try:

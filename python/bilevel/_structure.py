@@ -56,7 +56,8 @@ class Structure:
                 )
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{what} should be float32 or float64, got {self.dtype}.")
-        self.start = self.flat(variables).detach().clone()
+        with torch.no_grad():
+            self.start = self.flat(variables)
 
     @property
     def parts(self) -> list[tuple[str, list[int]]]:

@@ -289,6 +289,6 @@ def test_the_tests_against_known_defects_exist():
     assert len(named) > 10
     for suite, name in named:
         assert re.search(rf"TEST(_P|_F)?\({suite}, {name}\)", sources), f"{suite}.{name}"
-    python = "\n".join(path.read_text() for path in (ROOT / "tests" / "python").glob("test_*.py"))
+    python = "\n".join(path.read_text() for folder in ("python", "peers") for path in (ROOT / "tests" / folder).glob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", page):
         assert f"def {name}(" in python, name

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check", "--no-cache", "python", "tests/python"],
-        ["ruff", "format", "--no-cache", "--check", "python", "tests/python"],
+        ["ruff", "check", "--no-cache", "python", "tests/python", "tests/peers"],
+        ["ruff", "format", "--no-cache", "--check", "python", "tests/python", "tests/peers"],
         ["mypy", "--cache-dir", "/dev/null"],
         ["mkdocs", "build", "--quiet", "--strict"],
     ],

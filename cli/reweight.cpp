@@ -15,7 +15,7 @@
 namespace bilevel::cli {
 namespace {
 
-struct Arguments {
+struct ReweightArguments {
   std::string data, label, source, y, trusted, trusted_y, test, test_y, trusted_fraction;
   std::string by, model, seeds, seed, threads, simulate, builtin, out;
   std::vector<std::string> sets;
@@ -23,7 +23,7 @@ struct Arguments {
 };
 
 /// The configuration that the command line stands for.
-Config configuration(const Arguments& a) {
+Config configuration(const ReweightArguments& a) {
   Config config = Config::parse("[problem]\ntask = \"reweight\"\n", "(command line)");
   const auto set = [&](const std::string& key, const std::string& value) {
     if (!value.empty()) config.set(key + "=" + value);
@@ -102,7 +102,7 @@ int reweight(Config config, std::string out, bool json, bool strict) {
 }
 
 void add_reweight(CLI::App& app, Action& action) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ReweightArguments>();
   CLI::App* command = app.add_subcommand(
       "reweight", "Learn from a few trusted samples how far to trust each source of labels, and train a better model for it.");
   command

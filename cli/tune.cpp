@@ -13,14 +13,14 @@
 namespace bilevel::cli {
 namespace {
 
-struct Arguments {
+struct TuneArguments {
   std::string data, label, y, test, test_y, groups, per, folds, prior, loss, model, seed, threads, builtin, out;
   std::vector<std::string> sets;
   bool step_size = false, json = false;
 };
 
 /// The configuration that the command line stands for.
-Config configuration(const Arguments& a) {
+Config configuration(const TuneArguments& a) {
   Config config = Config::parse("[problem]\ntask = \"tune\"\n", "(command line)");
   const auto set = [&](const std::string& key, const std::string& value) {
     if (!value.empty()) config.set(key + "=" + value);
@@ -82,7 +82,7 @@ int tune(Config config, std::string out, bool json) {
 }
 
 void add_tune(CLI::App& app, Action& action) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<TuneArguments>();
   CLI::App* command =
       app.add_subcommand("tune", "Choose regularisation strengths by the hypergradient of a cross-validated loss, and fit with them.");
   command->add_option("--data", a->data, "samples with labels: .csv, .npy or IDX")->type_name("FILE");

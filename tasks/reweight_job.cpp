@@ -23,7 +23,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-CsvTable sources_table(const ReweightResult& result) {
+CsvTable sources_csv(const ReweightResult& result) {
   CsvTable table;
   table.columns = {"source", "weight", "spread", "final_weight", "samples", "error_rate", "true_error_rate"};
   for (const SourceTrust& s : result.sources) {
@@ -155,7 +155,7 @@ void write_results(const ReweightJob& job, const ReweightData& first, const std:
   summary["auc"] = result.auc;
   write_file(directory.file("summary.json"), summary.dump(2) + "\n");
 
-  write_csv(sources_table(result), directory.file("sources.csv"));
+  write_csv(sources_csv(result), directory.file("sources.csv"));
   write_csv(cleaned_table(job, first, result), directory.file("cleaned.csv"));
   save_model(model, directory.file("model.safetensors"));
   write_file(directory.file("report.html"), render_html(report));

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "bilevel/algorithm/double_loop.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
@@ -30,6 +31,7 @@
 #include "bilevel/outer/adam.h"
 #include "bilevel/outer/sgd.h"
 #include "tasks/diabetes.h"
+#include "tasks/planted_errors.h"
 #include "tasks/random_state.h"
 #include "tasks/selftest_problems.h"
 
@@ -87,8 +89,6 @@ class Comparison {
   double worst_ = 0;
   std::string detail_ = "nothing was compared";
 };
-
-double length(const at::Tensor& v) { return v.norm().item<double>(); }
 
 RuleSolver sgd(double lr, int64_t steps, double momentum = 0.0, double weight_decay = 0.0) {
   SgdRuleOptions rule;
@@ -190,7 +190,7 @@ CheckResult notebook_training() {
   const InnerSolution best = sgd(0.1, 600).solve(oracle, x, 0, {.y = problem.initial_inner(x, 0)}, {});
   compare.near("least inner loss", best.loss, 0.624089933938, 1e-12);
   compare.near("outer loss at the optimum", oracle.outer_value(x, best.y, {}).item<double>(), 0.574398771871, 1e-12);
-  compare.near("distance to the optimum", length(end.y - best.y), 6.238e-7, 1e-10);
+  compare.near("distance to the optimum", norm_of(end.y - best.y), 6.238e-7, 1e-10);
   compare.near("optimum", best.y, kNotebookSolution, 1e-9);
   return compare.result();
 }
@@ -230,7 +230,7 @@ CheckResult notebook_hypergradients() {
   compare.near("identity", 10.0 * estimate(problem, solver, Identity(), x).h.value, identity, 1e-9);
   row("neumann, scale 1, 1 product", implicit_neumann(1, 1.0), {0.007966746, 0.001442623, 0.000698296});
   const auto error = [&](const Estimator& estimator) {
-    return length(estimate(problem, solver, estimator, x).h.value - exact) / length(exact);
+    return norm_of(estimate(problem, solver, estimator, x).h.value - exact) / norm_of(exact);
   };
   compare.near("error of neumann, 1 product", error(implicit_neumann(1, 0.1)), 0.7673, 1e-4);
   compare.near("error of neumann, 10 products", error(implicit_neumann(10, 0.1)), 0.2338, 1e-4);
@@ -284,19 +284,13 @@ CheckResult unrolled_optimizers() {
   for (const Row& row : rows) {
     const Hypergradient h = estimate(problem, row.solver, Unrolled(), problem.initial_outer()).h;
     compare.near(row.name + ", outer loss", h.outer_loss, row.outer_loss, 1e-10);
-    compare.near(row.name + ", norm", length(h.value), row.norm, 1e-9);
+    compare.near(row.name + ", norm", norm_of(h.value), row.norm, 1e-9);
     compare.near(row.name, h.value, row.first, 1e-9);
   }
   return compare.result();
 }
 
 // ---- E3: data hyper-cleaning ----
-
-// How often a wrong sample scores above a right one (ties count half).
-double area_under_curve(const at::Tensor& score, const at::Tensor& wrong) {
-  const at::Tensor difference = score.masked_select(wrong).unsqueeze(1) - score.masked_select(wrong.logical_not()).unsqueeze(0);
-  return (difference.gt(0).to(at::kDouble) + 0.5 * difference.eq(0).to(at::kDouble)).mean().item<double>();
-}
 
 CheckResult cleaning_hypergradients() {
   struct Row {
@@ -380,7 +374,7 @@ CheckResult cleaning_hypergradients() {
       {"exact", optimum.h.value, 2.604579e-2, {2.205812e-3, -1.493744e-3, -2.653037e-4}, .155480, -.238163, .919408, 2e-8},
   };
   for (const Row& row : rows) {
-    compare.near(row.name + ", norm", length(row.value), row.norm, std::max(row.allowed, 5e-12));
+    compare.near(row.name + ", norm", norm_of(row.value), row.norm, std::max(row.allowed, 5e-12));
     compare.near(row.name, row.value, row.first, std::max(row.allowed, 1e-9));  // printed to nine decimals
     compare.near(row.name + ", wrong labels", row.value.masked_select(problem.wrong).sum().item<double>(), row.wrong,
                  30 * row.allowed);
@@ -503,11 +497,11 @@ CheckResult few_shot() {
       first_order = first_order + oracle.outer(x, e.solution.y, batch).y / 4;
     }
     compare.near(row.name + ", meta-loss", loss, row.loss, 1e-12);
-    compare.near(row.name + ", norm", length(value), row.norm, 1e-11);
+    compare.near(row.name + ", norm", norm_of(value), row.norm, 1e-11);
     compare.near(row.name, value, row.first, 1e-10);
     if (!std::isnan(row.last)) compare.near(row.name + ", last", value[-1].item<double>(), row.last, 1e-10);
     if (row.first_order.empty()) continue;
-    compare.near(row.name + ", first order, norm", length(first_order), row.first_order_norm, 1e-11);
+    compare.near(row.name + ", first order, norm", norm_of(first_order), row.first_order_norm, 1e-11);
     compare.near(row.name + ", first order", first_order, row.first_order, 1e-10);
     compare.near(row.name + ", first order, last", first_order[-1].item<double>(), row.first_order_last, 1e-10);
   }
@@ -531,13 +525,13 @@ CheckResult implicit_few_shot() {
     batch.slice = slice;
     const auto linearization = oracle.linearize_inner(x, e.solution.y, batch);
     const at::Tensor H = linearization->jvp_y(at::eye(x.size(0), x.options()));
-    compare.near(fmt::format("distance of task {}", slice), length(e.solution.y - x), distances[static_cast<size_t>(slice)],
+    compare.near(fmt::format("distance of task {}", slice), norm_of(e.solution.y - x), distances[static_cast<size_t>(slice)],
                  1e-9);
     compare.near(fmt::format("smallest eigenvalue of task {}", slice), at::linalg_eigvalsh(H).min().item<double>(),
                  smallest[static_cast<size_t>(slice)], 1e-3);
   }
   compare.near("meta-loss", loss, 0.335207645858, 1e-10);
-  compare.near("norm", length(value), 0.460219730369, 1e-9);
+  compare.near("norm", norm_of(value), 0.460219730369, 1e-9);
   compare.near("meta-gradient", value, {-0.0438280416, -0.0311191579, -0.0043732551, 0.0290281268}, 1e-9);
   compare.near("meta-gradient, last", value[-1].item<double>(), -0.0877725388, 1e-9);
   return compare.result();

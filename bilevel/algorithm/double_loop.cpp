@@ -5,20 +5,19 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <optional>
 
 #include "bilevel/algorithm/projection.h"
+#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/oracle/counted.h"
 
 namespace bilevel {
 namespace {
-
-double norm_of(const at::Tensor& v) { return v.norm().item<double>(); }
 
 /// The part of slice s of a State entry that is [d] for one inner problem and [k, d] for k of them.
 at::Tensor slice_of(const at::Tensor& entry, int64_t s, int64_t k) { return k == 1 ? entry : entry.select(0, s); }
@@ -131,7 +130,7 @@ State DoubleLoop::init() const {
 }
 
 DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination) const {
-  const auto began = std::chrono::steady_clock::now();
+  const Clock::time_point began = Clock::now();
   const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
   const Cost cost_before = counted ? counted->cost() : Cost{};
   const MemoryMeter meter;
@@ -291,7 +290,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     if (mean.message.empty()) mean.message = "A loss or the hypergradient is not finite.";
   }
   visit.cost = counted ? counted->cost() - cost_before : mean.cost;
-  visit.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  visit.cost.seconds = seconds_since(began);
   visit.cost.peak_bytes = std::max(meter.peak_bytes(), mean.cost.peak_bytes);
   mean.cost = visit.cost - of_examination;  // what the estimate alone takes
   return visit;

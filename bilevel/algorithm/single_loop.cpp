@@ -4,12 +4,13 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <chrono>
 #include <cmath>
 
 #include "bilevel/algorithm/projection.h"
 #include "bilevel/core/add_scaled.h"
+#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
 #include "bilevel/oracle/counted.h"
@@ -17,8 +18,6 @@
 
 namespace bilevel {
 namespace {
-
-double norm_of(const at::Tensor& v) { return v.norm().item<double>(); }
 
 void require_finite(double value, const char* name, std::vector<std::string>& found) {
   if (!(value > 0 && std::isfinite(value))) found.push_back(fmt::format("{} = {} must be finite and positive", name, value));
@@ -161,7 +160,7 @@ class SingleLoop::Walk {
 
 Record SingleLoop::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("{}::step: n = {}; at least one step can be done.", name(), n));
-  const auto began = std::chrono::steady_clock::now();
+  const Clock::time_point began = Clock::now();
   const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
   const Cost cost_before = counted ? counted->cost() : Cost{};
   const at::NoGradGuard no_grad;
@@ -198,12 +197,12 @@ Record SingleLoop::step(State& state, int64_t n) const {
   walk.write(state);
   state.set("step", first + n);
   if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  record.cost.seconds = seconds_since(began);
   return record;
 }
 
 Record SingleLoop::evaluate(State& state) const {
-  const auto began = std::chrono::steady_clock::now();
+  const Clock::time_point began = Clock::now();
   const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
   const Cost cost_before = counted ? counted->cost() : Cost{};
   const at::NoGradGuard no_grad;
@@ -216,7 +215,7 @@ Record SingleLoop::evaluate(State& state) const {
   walk.describe(record);
   walk.judge(record);
   if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  record.cost.seconds = seconds_since(began);
   return record;
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/rule_helpers.h"
 #include "bilevel/inner/solver_helpers.h"
@@ -28,8 +29,6 @@ at::Tensor scheduled(const at::Tensor& lr, const ScheduledLr& by) {
   const at::Tensor scaled = by.scale == 1.0 ? lr : by.scale * lr;
   return by.offset == 0.0 ? scaled : scaled + by.offset;
 }
-
-double length(const at::Tensor& r) { return r.norm().item<double>(); }
 
 }  // namespace
 
@@ -217,7 +216,7 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     FullBatch full;
     full.r = rule_->residual(y, g.y, hyperparameters(context, t));
     full.loss = g.value.item<double>();
-    full.stationarity = length(full.r);
+    full.stationarity = norm_of(full.r);
     return full;
   };
   // On minibatches a look at all samples costs many steps. Without a tolerance the start is judged by its own batch, and so is the
@@ -283,10 +282,10 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
   bool overshoots = false;
   if (descends && plan_.is_full() && rule_->slots() == 0 && t > 0 && std::isfinite(last.stationarity)) {
     const at::Tensor r_before = rule_->residual(y_before, gradient_before, hyperparameters(context, t - 1));
-    const double before = length(r_before), cosine = at::dot(r_before, last.r).item<double>() / (before * last.stationarity);
+    const double before = norm_of(r_before), cosine = at::dot(r_before, last.r).item<double>() / (before * last.stationarity);
     const double rounding = 100 * (y0.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                                    : static_cast<double>(std::numeric_limits<float>::epsilon()));
-    overshoots = cosine < -0.5 && last.stationarity > before && length(point.y - y_before) > rounding * length(point.y);
+    overshoots = cosine < -0.5 && last.stationarity > before && norm_of(point.y - y_before) > rounding * norm_of(point.y);
   }
   const bool grew = last.stationarity >= 10 * first.stationarity && last.loss > first.loss + 0.1 * std::abs(first.loss);
   const std::string from_to =

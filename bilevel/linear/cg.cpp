@@ -32,7 +32,7 @@ struct Quality {
 bool worse(const Quality& a, const Quality& b) { return !a.finite() || (a.residual > b.residual && a.energy > b.energy); }
 
 /// One right-hand side.
-struct Row {
+struct CgRow {
   int64_t index = 0;                      // among the rows of the system
   Quality best;                           // of the row of best_
   bool measured = true;                   // the row of best_ is that of q_
@@ -54,7 +54,7 @@ class ConjugateGradients {
   std::vector<LinearResult> run() {
     start();
     while (!rows_.empty() && iteration_ < options_.iterations) iterate();
-    for (Row& row : rows_) row.result.status = Status::kIterationLimit;
+    for (CgRow& row : rows_) row.result.status = Status::kIterationLimit;
     end(std::vector<bool>(rows_.size(), true));
     return std::move(results_);
   }
@@ -132,7 +132,7 @@ class ConjugateGradients {
     bool look = iteration_ % options_.true_residual_every == 0;
     std::vector<double> residual(k);
     for (size_t i = 0; i < k; ++i) {
-      Row& row = rows_[i];
+      CgRow& row = rows_[i];
       row.measured = false;
       row.restart = false;
       row.result.iterations = iteration_;
@@ -161,7 +161,7 @@ class ConjugateGradients {
     rz_ = rz;
     const auto values = numbers({rz, beta});
     for (size_t i = 0; i < rows_.size(); ++i) {
-      Row& row = rows_[i];
+      CgRow& row = rows_[i];
       row.rz = values[i];
       const double of_row = row.restart ? 0.0 : values[rows_.size() + i];
       if (row.restart) beta[static_cast<int64_t>(i)].zero_();
@@ -173,7 +173,7 @@ class ConjugateGradients {
   }
 
   /// A row of T; its entry of `squares` is 1/α² until β is known.
-  void remember(Row& row, double alpha) {
+  void remember(CgRow& row, double alpha) {
     carried_.resize(results_.size(), 0.0);
     row.diagonal.push_back(1 / alpha + carried_[static_cast<size_t>(row.index)]);
     row.squares.push_back(1 / (alpha * alpha));
@@ -212,7 +212,7 @@ class ConjugateGradients {
     const auto now = measure(&drift);
     std::vector<bool> done(rows_.size(), false);
     for (size_t i = 0; i < rows_.size(); ++i) {
-      Row& row = rows_[i];
+      CgRow& row = rows_[i];
       if (!now[i].finite()) {
         row.result.status = Status::kNonFinite;
         row.result.message = fmt::format("The residual after iteration {} is not finite.", iteration_);
@@ -239,7 +239,7 @@ class ConjugateGradients {
     return done;
   }
 
-  void keep(Row& row, size_t i, const Quality& quality) {
+  void keep(CgRow& row, size_t i, const Quality& quality) {
     row.best = quality;
     row.measured = true;
     best_[static_cast<int64_t>(i)].copy_(q_[static_cast<int64_t>(i)]);
@@ -252,7 +252,7 @@ class ConjugateGradients {
     for (size_t i = 0; i < rows_.size(); ++i) measure_some = measure_some || (done[i] && !rows_[i].measured);
     if (measure_some) measure_at_the_end(done);
 
-    std::vector<Row> going;
+    std::vector<CgRow> going;
     std::vector<int64_t> left;
     for (size_t i = 0; i < rows_.size(); ++i) {
       if (done[i]) {
@@ -284,7 +284,7 @@ class ConjugateGradients {
     }
   }
 
-  void finish(Row& row, int64_t i) {
+  void finish(CgRow& row, int64_t i) {
     LinearResult& result = row.result;
     result.relative_residual = row.best.residual;
     result.solution = best_[i].clone();
@@ -294,7 +294,7 @@ class ConjugateGradients {
     results_[static_cast<size_t>(row.index)] = std::move(result);
   }
 
-  std::optional<double> curvature(const Row& row, int64_t i) const {
+  std::optional<double> curvature(const CgRow& row, int64_t i) const {
     std::optional<double> found = row.result.negative_curvature;
     const auto lower = [&found](double value) {
       if (std::isfinite(value)) found = std::min(found.value_or(value), value);
@@ -315,7 +315,7 @@ class ConjugateGradients {
   const std::function<at::Tensor(const at::Tensor&)> precondition_;
   int64_t iteration_ = 0;
   // Of the rows that go on, [rows, d] and [rows, 1], in the order of rows_.
-  std::vector<Row> rows_;
+  std::vector<CgRow> rows_;
   at::Tensor b_, q_, r_, p_, best_, scratch_, rz_;
   std::vector<int64_t> left_;          // which rows the last `end` let go on
   std::vector<double> carried_;        // β/α of the iteration before, by index

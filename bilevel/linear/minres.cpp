@@ -22,7 +22,7 @@ namespace bilevel {
 namespace {
 
 /// One right-hand side, with the scalars of its recursion.
-struct Row {
+struct MinresRow {
   size_t index = 0;  // among the rows of the system
   double beta = 0, beta_before = 0, c = -1, s = 0, d_bar = 0, epsilon = 0, phi_bar = 0;
   double delta = 0, gamma = 1, phi = 0, epsilon_before = 0;  // of this iteration
@@ -58,7 +58,7 @@ class MinimalResiduals {
   template <class Of>
   at::Tensor column(Of of) const {
     std::vector<double> values;
-    for (const Row& row : rows_) values.push_back(of(row));
+    for (const MinresRow& row : rows_) values.push_back(of(row));
     return at::tensor(values, at::kDouble).to(b_.options()).unsqueeze(1);
   }
 
@@ -84,7 +84,7 @@ class MinimalResiduals {
     w_before_ = at::zeros_like(b_);
     u_before_ = at::zeros_like(b_);
     std::vector<bool> done;
-    for (const Row& row : rows_) done.push_back(row.best <= tolerance_);
+    for (const MinresRow& row : rows_) done.push_back(row.best <= tolerance_);
     end(done);
     if (rows_.empty()) return;
     z_ = preconditioned(u_);
@@ -93,7 +93,7 @@ class MinimalResiduals {
   }
 
   /// The recursion of a row begins with its row of u_ as the residual, of that length; uz = uᵀz.
-  void begin(Row& row, double length, double uz) const {
+  void begin(MinresRow& row, double length, double uz) const {
     row.beta = row.phi_bar = std::sqrt(uz);
     row.beta_before = row.s = row.d_bar = row.epsilon = 0;
     row.c = -1;
@@ -105,12 +105,12 @@ class MinimalResiduals {
   }
 
   void iterate() {
-    const at::Tensor v = z_ * column([](const Row& row) { return 1 / row.beta; });
+    const at::Tensor v = z_ * column([](const MinresRow& row) { return 1 / row.beta; });
     at::Tensor u = system_.apply(v).clone();
-    u.addcmul_(u_before_, column([](const Row& row) { return row.fresh ? 0.0 : -row.beta / row.beta_before; }));
+    u.addcmul_(u_before_, column([](const MinresRow& row) { return row.fresh ? 0.0 : -row.beta / row.beta_before; }));
     const auto alpha = numbers(row_dots(v, u));
     size_t next = 0;
-    u.addcmul_(u_, column([&](const Row& row) { return -alpha[next++] / row.beta; }));
+    u.addcmul_(u_, column([&](const MinresRow& row) { return -alpha[next++] / row.beta; }));
     u_before_ = u_;
     u_ = u;
     z_ = preconditioned(u_);
@@ -119,15 +119,15 @@ class MinimalResiduals {
     const size_t k = rows_.size();
     std::vector<bool> done(k, false);
     for (size_t i = 0; i < k; ++i) done[i] = rotate(rows_[i], alpha[i], uz[i]);
-    const at::Tensor w = (v - column([](const Row& row) { return row.epsilon_before; }) * w_before_ -
-                          column([](const Row& row) { return row.delta; }) * w_) *
-                         column([](const Row& row) { return 1 / row.gamma; });
+    const at::Tensor w = (v - column([](const MinresRow& row) { return row.epsilon_before; }) * w_before_ -
+                          column([](const MinresRow& row) { return row.delta; }) * w_) *
+                         column([](const MinresRow& row) { return 1 / row.gamma; });
     w_before_ = w_;
     w_ = w;
     ++iteration_;
     bool look = iteration_ % options_.true_residual_every == 0;
     for (size_t i = 0; i < k; ++i) {
-      Row& row = rows_[i];
+      MinresRow& row = rows_[i];
       if (failed(row.result.status)) continue;
       const auto at = static_cast<int64_t>(i);
       q_[at].add_(w_[at], row.phi);
@@ -143,7 +143,7 @@ class MinimalResiduals {
   }
 
   /// The rotation of this iteration. True where the row has failed.
-  bool rotate(Row& row, double alpha, double uz) {
+  bool rotate(MinresRow& row, double alpha, double uz) {
     const double epsilon = system_.epsilon();
     row.crooked = row.crooked || uz < -epsilon;
     if (!std::isfinite(alpha) || !std::isfinite(uz) || row.crooked) {
@@ -190,7 +190,7 @@ class MinimalResiduals {
     const auto uz = numbers(row_dots(r, z));
     std::vector<size_t> anew;
     for (size_t i = 0; i < rows_.size(); ++i) {
-      Row& row = rows_[i];
+      MinresRow& row = rows_[i];
       if (done[i]) continue;
       if (!std::isfinite(residuals[i])) {
         row.result.status = Status::kNonFinite;
@@ -225,7 +225,7 @@ class MinimalResiduals {
     }
   }
 
-  void keep(Row& row, size_t i, double residual) {
+  void keep(MinresRow& row, size_t i, double residual) {
     row.measured = true;
     if (!(residual <= row.best)) return;
     row.best = residual;
@@ -249,7 +249,7 @@ class MinimalResiduals {
         keep(rows_[i], i, residuals[j]);
       }
     }
-    std::vector<Row> going;
+    std::vector<MinresRow> going;
     for (size_t i = 0; i < rows_.size(); ++i) {
       if (done[i]) {
         finish(rows_[i], static_cast<int64_t>(i));
@@ -261,7 +261,7 @@ class MinimalResiduals {
     keep_rows(left, {&b_, &q_, &best_, &u_, &u_before_, &z_, &w_, &w_before_});
   }
 
-  void finish(Row& row, int64_t i) {
+  void finish(MinresRow& row, int64_t i) {
     LinearResult& result = row.result;
     if (row.best <= tolerance_ && result.status != Status::kNonFinite) {
       result.status = Status::kConverged;
@@ -280,7 +280,7 @@ class MinimalResiduals {
   const double tolerance_;
   const std::function<at::Tensor(const at::Tensor&)> precondition_;
   int64_t iteration_ = 0;
-  std::vector<Row> rows_;  // those that go on, and their vectors [rows, d]
+  std::vector<MinresRow> rows_;  // those that go on, and their vectors [rows, d]
   at::Tensor b_, q_, best_, u_, u_before_, z_, w_, w_before_;
   std::vector<LinearResult> results_;  // by index
 };

@@ -16,7 +16,7 @@ namespace {
 std::vector<double> lengths(const at::Tensor& rows) { return numbers(at::linalg_vector_norm(rows, 2, {1})); }
 
 /// One right-hand side.
-struct Row {
+struct NeumannRow {
   size_t index = 0;     // among the rows of the system
   double residual = 1;  // of its row of q
   double lowest = 1;    // of its row of best
@@ -56,7 +56,7 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
   const double growth = A.symmetric && s.dim() == 0 ? 1.001 : 100.0;
 
   std::vector<LinearResult> results(static_cast<size_t>(system.rows()));
-  std::vector<Row> rows(results.size());
+  std::vector<NeumannRow> rows(results.size());
   System::Start start = system.start();
   at::Tensor right = system.b(), q = start.q, r = start.r, best = q.clone();
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -66,7 +66,7 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
 
   const auto leave = [&](const std::vector<bool>& done) {
     std::vector<int64_t> left;
-    std::vector<Row> going;
+    std::vector<NeumannRow> going;
     for (size_t i = 0; i < rows.size(); ++i) {
       if (!done[i]) {
         left.push_back(static_cast<int64_t>(i));
@@ -84,7 +84,7 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
   // Of a residual that is computed from the solution, beside which the recursion's falls for ever: ε ‖A‖ ‖q‖, with ‖A‖ about 1/s.
   const auto rounding = [&](int64_t i) { return 100 * system.epsilon() * at::linalg_vector_norm(q[i] / s).item<double>(); };
   std::vector<bool> done;
-  for (const Row& row : rows) done.push_back(row.residual <= options_.tolerance);
+  for (const NeumannRow& row : rows) done.push_back(row.residual <= options_.tolerance);
   leave(done);
   for (int64_t k = 0; !rows.empty(); ++k) {
     const at::Tensor term = s * r;
@@ -95,7 +95,7 @@ LinearResult Neumann::solve(const Operator& A, const at::Tensor& b, const at::Te
     const auto residuals = lengths(r);
     done.assign(rows.size(), last);
     for (size_t i = 0; i < rows.size(); ++i) {
-      Row& row = rows[i];
+      NeumannRow& row = rows[i];
       row.residual = residuals[i];
       row.result.iterations = k;
       if (!std::isfinite(row.residual)) {

@@ -14,7 +14,7 @@ namespace bilevel {
 namespace {
 
 /// One right-hand side.
-struct Row {
+struct RichardsonRow {
   size_t index = 0;   // among the rows of the system
   double lowest = 1;  // residual of its row of best
   LinearResult result;
@@ -53,7 +53,7 @@ LinearResult Richardson::solve(const Operator& A, const at::Tensor& b, const at:
   const double growth = A.symmetric && s.dim() == 0 ? 1.001 : 100.0;
 
   std::vector<LinearResult> results(static_cast<size_t>(system.rows()));
-  std::vector<Row> rows(results.size());
+  std::vector<RichardsonRow> rows(results.size());
   System::Start start = system.start();
   at::Tensor right = system.b(), q = start.q, r = start.r, best = q.clone();
   std::vector<double> residuals = start.residuals;
@@ -69,9 +69,9 @@ LinearResult Richardson::solve(const Operator& A, const at::Tensor& b, const at:
       residuals = numbers(at::linalg_vector_norm(r, 2, {1}));
     }
     std::vector<int64_t> left;
-    std::vector<Row> going;
+    std::vector<RichardsonRow> going;
     for (size_t i = 0; i < rows.size(); ++i) {
-      Row& row = rows[i];
+      RichardsonRow& row = rows[i];
       LinearResult& result = row.result;
       const auto at = static_cast<int64_t>(i);
       result.iterations = k;

@@ -15,11 +15,11 @@
 namespace bilevel {
 namespace {
 
-struct Dtype {
+struct IdxType {
   unsigned char code;
   at::ScalarType type;
 };
-constexpr Dtype kDtypes[] = {{0x08, at::kByte}, {0x09, at::kChar},  {0x0b, at::kShort},
+constexpr IdxType kIdxTypes[] = {{0x08, at::kByte}, {0x09, at::kChar},  {0x0b, at::kShort},
                              {0x0c, at::kInt},  {0x0d, at::kFloat}, {0x0e, at::kDouble}};
 
 uint32_t big_endian(std::string_view bytes) {
@@ -41,8 +41,8 @@ at::Tensor parse_idx(std::string_view bytes, const std::string& name) {
   };
   check(bytes.size() >= 4, "it is shorter than its header");
   const uint32_t magic = big_endian(bytes);
-  const Dtype* dtype = nullptr;
-  for (const Dtype& candidate : kDtypes) {
+  const IdxType* dtype = nullptr;
+  for (const IdxType& candidate : kIdxTypes) {
     if (magic >> 8 == candidate.code) dtype = &candidate;
   }
   check(dtype != nullptr,

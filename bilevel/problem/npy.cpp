@@ -21,11 +21,11 @@ static_assert(std::endian::native == std::endian::little, "the data are copied a
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 
-struct Dtype {
+struct NpyType {
   std::string_view code;
   at::ScalarType stored;
 };
-constexpr Dtype kDtypes[] = {{"b1", at::kByte}, {"i1", at::kChar}, {"i2", at::kShort},  {"i4", at::kInt},
+constexpr NpyType kNpyTypes[] = {{"b1", at::kByte}, {"i1", at::kChar}, {"i2", at::kShort},  {"i4", at::kInt},
                              {"i8", at::kLong}, {"u1", at::kByte}, {"u2", at::kUInt16}, {"u4", at::kUInt32},
                              {"u8", at::kLong}, {"f2", at::kHalf}, {"f4", at::kFloat},  {"f8", at::kDouble}};
 constexpr size_t kMaxDimensions = 64;  // NumPy's own limit
@@ -123,7 +123,7 @@ class HeaderParser {
   size_t at_ = 0;
 };
 
-const Dtype& dtype_of(const HeaderParser& parser, const std::string& descr) {
+const NpyType& dtype_of(const HeaderParser& parser, const std::string& descr) {
   const char order = descr.empty() ? '\0' : descr[0];
   const std::string_view code = std::string_view(descr).substr(descr.empty() ? 0 : 1);
   if (code.starts_with('O')) {
@@ -134,7 +134,7 @@ const Dtype& dtype_of(const HeaderParser& parser, const std::string& descr) {
   if (code.starts_with('U') || code.starts_with('S')) {
     parser.fail("it holds text; number the texts (np.unique(array, return_inverse=True)), or use a .csv file");
   }
-  for (const Dtype& dtype : kDtypes) {
+  for (const NpyType& dtype : kNpyTypes) {
     if (code != dtype.code) continue;
     if (order == '>') parser.fail("its numbers are big-endian; save it as array.astype(array.dtype.newbyteorder(\"<\"))");
     if (order == '<' || order == '|' || order == '=') return dtype;
@@ -172,7 +172,7 @@ at::Tensor parse_npy(std::string_view bytes, const std::string& name) {
   HeaderParser parser(rest.substr(0, header_length), name);
   const Header header = parser.parse();
   const std::string_view data = rest.substr(header_length);
-  const Dtype& dtype = dtype_of(parser, header.descr);
+  const NpyType& dtype = dtype_of(parser, header.descr);
   const int64_t count = count_elements(parser, header.shape);
   const auto expected = static_cast<size_t>(count) * c10::elementSize(dtype.stored);
   if (data.size() != expected) {
@@ -202,7 +202,7 @@ void write_npy(const at::Tensor& tensor, const std::string& path) {
   const at::ScalarType type = tensor.scalar_type();
   std::string descr;
   if (type == at::kBool) descr = "|b1";
-  for (const Dtype& dtype : kDtypes) {
+  for (const NpyType& dtype : kNpyTypes) {
     if (descr.empty() && dtype.code != "b1" && dtype.stored == type) {
       descr = (c10::elementSize(type) == 1 ? "|" : "<") + std::string(dtype.code);
     }

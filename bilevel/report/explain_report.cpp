@@ -68,7 +68,7 @@ Json json_of(const Explanation& e) {
   return json;
 }
 
-double number(const Json& json, const char* key) {
+double number_at(const Json& json, const char* key) {
   const auto found = json.find(key);
   return found != json.end() && found->is_number() ? found->get<double>() : NAN;
 }
@@ -79,28 +79,28 @@ Explanation explanation_of(const Json& json) {
   e.index = json.value("index", int64_t{0});
   e.outer_size = json.value("outer_size", int64_t{0});
   e.step = json.value("step", int64_t{0});
-  e.x = number(json, "x");
-  if (const double start = number(json, "start"); std::isfinite(start)) e.start = start;
-  e.value = number(json, "value");
-  e.direct = number(json, "direct");
-  e.implicit = number(json, "implicit");
+  e.x = number_at(json, "x");
+  if (const double start = number_at(json, "start"); std::isfinite(start)) e.start = start;
+  e.value = number_at(json, "value");
+  e.direct = number_at(json, "direct");
+  e.implicit = number_at(json, "implicit");
   for (const Json& part : json.at("parts")) {
-    e.parts.push_back({part.value("name", ""), number(part, "value"), number(part, "weight_norm")});
+    e.parts.push_back({part.value("name", ""), number_at(part, "value"), number_at(part, "weight_norm")});
   }
   for (const Json& one : json.at("samples")) {
     Explanation::Sample sample;
     sample.index = one.value("index", int64_t{0});
-    sample.value = number(one, "value");
-    sample.loss = number(one, "loss");
+    sample.value = number_at(one, "value");
+    sample.loss = number_at(one, "loss");
     sample.label = one.value("label", "");
     sample.predicted = one.value("predicted", "");
     sample.png = decoded(one.value("png", ""));
     e.samples.push_back(std::move(sample));
   }
   for (const Json& one : json.at("inner_problems")) e.inner_problems.push_back(one.is_number() ? one.get<double>() : NAN);
-  e.stationarity = number(json, "stationarity");
-  e.residual = number(json, "relative_residual");
-  e.mismatch = number(json, "mismatch");
+  e.stationarity = number_at(json, "stationarity");
+  e.residual = number_at(json, "relative_residual");
+  e.mismatch = number_at(json, "mismatch");
   const std::string status = json.value("status", "OK");
   e.grade = status == to_string(Grade::kBad) ? Grade::kBad : status == to_string(Grade::kWarn) ? Grade::kWarn : Grade::kOk;
   e.message = json.value("message", "");

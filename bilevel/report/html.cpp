@@ -35,7 +35,7 @@ std::string script_json(const json& value) {
 }
 
 /// Writes the blocks and gathers the charts' data for the page's script.
-class Writer {
+class HtmlWriter {
  public:
   std::string take() { return std::move(out_); }
   const json& charts() const { return charts_; }
@@ -195,7 +195,7 @@ class Writer {
   json charts_ = json::array();
 };
 
-void write_banner(Writer& writer, const Report::Verdict& verdict) {
+void write_banner(HtmlWriter& writer, const Report::Verdict& verdict) {
   if (verdict.sentence.empty()) return;
   const char* const classes[] = {"ok", "warn", "bad"};
   writer.write("<div class=\"banner {}\" role=\"status\"><b>{}</b><span>{}</span></div>\n",
@@ -220,7 +220,7 @@ std::string escape_html(std::string_view text) {
 }
 
 std::string render_html(const Report& report) {
-  Writer writer;
+  HtmlWriter writer;
   writer.write(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src "

@@ -90,9 +90,9 @@ std::string sparkline(const std::vector<double>& y, bool log_y, size_t columns) 
   return line;
 }
 
-class Writer {
+class TerminalWriter {
  public:
-  Writer(int width, bool color) : width_(static_cast<size_t>(std::max(width, 40))), color_(color) {}
+  TerminalWriter(int width, bool color) : width_(static_cast<size_t>(std::max(width, 40))), color_(color) {}
   std::string take() { return std::move(out_); }
 
   void title(const Report& report) {
@@ -323,7 +323,7 @@ bool shown(const Block& block) {
 }  // namespace
 
 std::string render_terminal(const Report& report, int width, bool color) {
-  Writer writer(width, color);
+  TerminalWriter writer(width, color);
   writer.title(report);
   for (const auto& section : report.sections) {
     if (std::none_of(section.blocks.begin(), section.blocks.end(), shown)) continue;

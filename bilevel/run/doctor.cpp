@@ -6,14 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <set>
 
+#include "bilevel/core/clock.h"
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/lbfgs.h"
@@ -23,10 +24,6 @@
 
 namespace bilevel {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
 /// Thrown out of an oracle call whose time or memory is up.
 struct CutOff {
@@ -114,7 +111,6 @@ std::string name_of(const EstimatorSettings& settings) {
   return name;
 }
 
-double norm_of(const at::Tensor& t) { return t.norm().item<double>(); }
 double relative(const at::Tensor& value, const at::Tensor& reference) {
   const double norm = norm_of(reference);
   return norm > 0 ? norm_of(value - reference) / norm : norm_of(value) > 0 ? std::numeric_limits<double>::infinity() : 0.0;

@@ -5,17 +5,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 
 namespace bilevel {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
 double number_or(const State& state, const std::string& name, double otherwise) {
   return state.has(name) ? state.number(name) : otherwise;

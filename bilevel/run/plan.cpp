@@ -5,12 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <map>
 #include <numeric>
 
+#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
 #include "bilevel/core/state.h"
@@ -18,12 +18,8 @@
 namespace bilevel {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kMostProbes = 40;
 constexpr double kEnough = 1.0;  // seconds of probes after which one more says nothing new
-
-double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
 struct Probe {
   Cost cost;         // of an ordinary step; peak_bytes of any
@@ -91,7 +87,7 @@ Probe probe(const PlanSubject& subject) {
   return out;
 }
 
-int64_t free_bytes() {
+int64_t available_bytes() {
   std::ifstream file("/proc/meminfo");
   for (std::string key, unit; file >> key;) {
     int64_t kilobytes = 0;
@@ -136,7 +132,7 @@ struct Fit {
 class Planner {
  public:
   Planner(const PlanMaker& make, const PlanOptions& options) : make_(make), options_(options) {
-    free_ = options.free_bytes > 0 ? options.free_bytes : free_bytes() * 9 / 10;
+    free_ = options.free_bytes > 0 ? options.free_bytes : available_bytes() * 9 / 10;
   }
 
   Plan run() {

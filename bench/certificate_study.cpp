@@ -8,269 +8,16 @@
 #include <limits>
 #include <memory>
 
-#include "bilevel/core/stream.h"
-#include "bilevel/hypergrad/certificate.h"
+#include "bench/study_problems.h"
 #include "bilevel/hypergrad/implicit.h"
-#include "bilevel/hypergrad/spot_check.h"
-#include "bilevel/hypergrad/unrolled.h"
 #include "bilevel/inner/lbfgs.h"
-#include "bilevel/inner/rule_solver.h"
-#include "bilevel/inner/sgd.h"
 #include "bilevel/linear/cg.h"
 #include "bilevel/linear/dense.h"
 #include "bilevel/oracle/autodiff.h"
 
 namespace bilevel {
+namespace study {
 namespace {
-
-double length(const at::Tensor& v) { return v.norm().item<double>(); }
-at::Tensor rows(const at::Tensor& data, const Batch& batch) { return batch.full() ? data : data.index_select(0, batch.samples); }
-
-/// What all problems of the study have. Data are kept in double, rounded to the dtype: the twin in double has the same.
-class StudyProblem : public Problem {
- public:
-  const Layout& outer_layout() const override { return outer_layout_; }
-  const Layout& inner_layout() const override { return inner_layout_; }
-  at::Tensor initial_outer() const override { return x0; }
-  at::Tensor initial_inner(const at::Tensor&, int64_t) const override { return y0; }
-  virtual std::unique_ptr<StudyProblem> twin() const = 0;  // in double
-  bool indefinite = false;
-
- protected:
-  void lay_out() {
-    outer_layout_.add("x", {x0.size(0)});
-    inner_layout_.add("y", {y0.size(0)});
-  }
-  Layout outer_layout_, inner_layout_;
-
- public:
-  at::Tensor x0, y0;
-};
-
-template <class T>
-class WithData : public StudyProblem {
- public:
-  std::unique_ptr<StudyProblem> twin() const override {
-    auto copy = std::make_unique<T>(static_cast<const T&>(*this));
-    for (at::Tensor* t : copy->data()) *t = t->to(at::kDouble);
-    return copy;
-  }
-
- protected:
-  void finish(at::ScalarType dtype) {
-    for (at::Tensor* t : static_cast<T*>(this)->data()) *t = t->to(dtype).contiguous();
-    lay_out();
-  }
-};
-
-at::Tensor orthogonal(Draw& draw, int64_t n) { return std::get<0>(at::linalg_qr(draw.normal({n, n}))); }
-at::Tensor spectrum(double condition, int64_t n) {
-  return at::pow(10.0, at::linspace(-std::log10(condition), 0.0, n, at::TensorOptions(at::kDouble)));
-}
-
-/// g = ½‖Z y‖² + ½ μ‖y‖² − yᵀ(B x + c), f = ½‖y − d‖² + ½ ρ‖x‖²; strongly convex in any arithmetic. Indefinite: less 2μ‖y‖².
-class Quadratic final : public WithData<Quadratic> {
- public:
-  Quadratic(Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
-    indefinite = saddle;
-    const int64_t n = 4 + draw.integers(30, {1}).item<int64_t>(), m = 2 + draw.integers(12, {1}).item<int64_t>();
-    const at::Tensor eigenvalues = spectrum(condition, n), Q = orthogonal(draw, n);
-    mu_ = 1.0 / condition;
-    Z = (eigenvalues - mu_).clamp_min(0).sqrt().unsqueeze(1) * Q.t();
-    const at::Tensor root = (Q * eigenvalues.sqrt()).mm(Q.t());
-    B = root.mm(draw.normal({n, m}));
-    c = root.mm(root).mv(draw.normal({n}));
-    d = draw.normal({n});
-    x0 = draw.normal({m});
-    y0 = draw.normal({n});
-    rho_ = length(B.t().mv(at::linalg_solve(root.mm(root), d))) / length(x0);
-    finish(dtype);
-  }
-  std::vector<at::Tensor*> data() { return {&Z, &B, &c, &d, &x0, &y0}; }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
-    return 0.5 * Z.mv(y).square().sum() + 0.5 * (indefinite ? -3.0 : 1.0) * mu_ * y.square().sum() - y.dot(B.mv(x) + c);
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
-    return 0.5 * (y - d).square().sum() + 0.5 * rho_ * x.square().sum();
-  }
-  double inner_strong_convexity(const at::Tensor&) const override { return indefinite ? 0.0 : mu_; }
-
- private:
-  at::Tensor Z, B, c, d;
-  double mu_ = 0, rho_ = 0;
-};
-
-at::Tensor design(Draw& draw, int64_t n, int64_t p, double condition) {
-  const at::Tensor U = std::get<0>(at::linalg_qr(draw.normal({n, p})));
-  return std::sqrt(static_cast<double>(n)) * (U * spectrum(condition, p).sqrt()).mm(orthogonal(draw, p).t());
-}
-
-/// g = ½‖X y − t‖²/n + ½ Σ e^{xⱼ} yⱼ², f = ½‖X' y − t'‖²/n + ½ ρ‖x‖². Indefinite: ridges −e^{xⱼ}.
-class Ridge final : public WithData<Ridge> {
- public:
-  Ridge(Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
-    indefinite = saddle;
-    const int64_t p = 4 + draw.integers(20, {1}).item<int64_t>(), n = 3 * p;
-    X = design(draw, n, p, condition);
-    V = design(draw, n, p, std::sqrt(condition));
-    const at::Tensor truth = draw.normal({p});
-    t = X.mv(truth) + 0.3 * draw.normal({n});
-    s = V.mv(truth) + 0.3 * draw.normal({n});
-    x0 = -std::log(condition) + 0.5 * draw.normal({p}) + (saddle ? 2.0 : 0.0);
-    y0 = at::zeros({p}, at::kDouble);
-    finish(dtype);
-  }
-  std::vector<at::Tensor*> data() { return {&X, &V, &t, &s, &x0, &y0}; }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    return 0.5 * (rows(X, batch).mv(y) - rows(t, batch)).square().mean() +
-           (indefinite ? -0.5 : 0.5) * (x.exp() * y.square()).sum();
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
-    return 0.5 * (V.mv(y) - s).square().mean() + 1e-3 * x.square().mean();
-  }
-  int64_t inner_samples() const override { return X.size(0); }
-  double inner_strong_convexity(const at::Tensor& x) const override { return indefinite ? 0.0 : x.exp().min().item<double>(); }
-
- private:
-  at::Tensor X, V, t, s;
-};
-
-/// g = (1/n) Σ σ(xᵢ) ℓᵢ(y) + ½ λ‖y‖², f = mean ℓ' + 0.005‖x‖²; ℓ the logistic loss. Indefinite: λ < 0.
-class Logistic final : public WithData<Logistic> {
- public:
-  Logistic(Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
-    indefinite = saddle;
-    const int64_t p = 3 + draw.integers(12, {1}).item<int64_t>(), n = 8 * p;
-    X = design(draw, n, p, condition);
-    V = design(draw, n, p, std::sqrt(condition));
-    const at::Tensor truth = 2 * draw.normal({p});
-    t = (X.mv(truth) + draw.normal({n}) > 0).to(at::kDouble);
-    s = (V.mv(truth) + draw.normal({n}) > 0).to(at::kDouble);
-    lambda_ = (saddle ? -0.3 : 0.1) / condition;
-    x0 = draw.normal({n});
-    y0 = at::zeros({p}, at::kDouble);
-    finish(dtype);
-  }
-  std::vector<at::Tensor*> data() { return {&X, &V, &t, &s, &x0, &y0}; }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    const at::Tensor z = rows(X, batch).mv(y);
-    return (rows(x, batch).sigmoid() * (at::softplus(z) - rows(t, batch) * z)).mean() + 0.5 * lambda_ * y.square().sum();
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
-    const at::Tensor z = V.mv(y);
-    return (at::softplus(z) - s * z).mean() + 1e-3 * x.square().mean();
-  }
-  int64_t inner_samples() const override { return X.size(0); }
-  double inner_strong_convexity(const at::Tensor&) const override { return std::max(0.0, lambda_); }
-
- private:
-  at::Tensor X, V, t, s;
-  double lambda_ = 0;
-};
-
-/// A tanh network with weights σ(xᵢ) and two log ridges in x; nothing is known of its curvature.
-class Mlp final : public WithData<Mlp> {
- public:
-  Mlp(Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
-    indefinite = saddle;
-    features_ = 2 + draw.integers(2, {1}).item<int64_t>(), hidden_ = 3 + draw.integers(3, {1}).item<int64_t>();
-    const int64_t n = 24;
-    X = draw.normal({n, features_}), V = draw.normal({n, features_});
-    const auto target = [&](const at::Tensor& inputs) {
-      return (1.5 * inputs.select(1, 0)).sin() + 0.5 * inputs.select(1, 1) + 0.2 * draw.normal({n});
-    };
-    t = target(X), s = target(V);
-    const double ridge = -0.5 * std::log(condition) - (saddle ? 6.0 : 0.0);
-    x0 = at::cat({0.5 * draw.normal({n}), ridge + 0.3 * draw.normal({2})});
-    y0 = 0.7 * draw.normal({features_ * hidden_ + 2 * hidden_ + 1});
-    finish(dtype);
-  }
-  std::vector<at::Tensor*> data() { return {&X, &V, &t, &s, &x0, &y0}; }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    const int64_t n = X.size(0);
-    const at::Tensor ridges = x.narrow(0, n, 2).exp();
-    const int64_t first = features_ * hidden_ + hidden_;
-    return 0.5 * (rows(x.narrow(0, 0, n), batch).sigmoid() * (forward(y, rows(X, batch)) - rows(t, batch)).square()).mean() +
-           0.5 * (ridges[0] * y.narrow(0, 0, first).square().sum() + ridges[1] * y.narrow(0, first, hidden_ + 1).square().sum());
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
-    return 0.5 * (forward(y, V) - s).square().mean() + 1e-3 * x.square().mean();
-  }
-  int64_t inner_samples() const override { return X.size(0); }
-
- private:
-  at::Tensor forward(const at::Tensor& y, const at::Tensor& inputs) const {
-    const auto parts = y.split_with_sizes({features_ * hidden_, hidden_, hidden_, 1});
-    return ((inputs.mm(parts[0].view({features_, hidden_})) + parts[1]).tanh()).mv(parts[2]) + parts[3];
-  }
-  at::Tensor X, V, t, s;
-  int64_t features_ = 0, hidden_ = 0;
-};
-
-/// Damages the products of another linearization.
-class DamagedLinearization final : public Linearization {
- public:
-  DamagedLinearization(std::unique_ptr<Linearization> base, bool flip, bool nan) : base_(std::move(base)), flip_(flip), nan_(nan) {}
-  at::Tensor value() override { return base_->value(); }
-  at::Tensor residual() override { return base_->residual(); }
-  at::Tensor grad_x() override { return base_->grad_x(); }
-  at::Tensor jvp_y(const at::Tensor& v) override { return spoilt(base_->jvp_y(v)); }
-  Vjp vjp(const at::Tensor& w) override {
-    Vjp both = base_->vjp(w);
-    return {spoilt(both.y), flip_ ? both.x.neg() : both.x};
-  }
-  at::Tensor jvp_x(const at::Tensor& u) override { return flip_ ? base_->jvp_x(u).neg() : base_->jvp_x(u); }
-  at::Tensor gauss_newton(const at::Tensor& v) override { return base_->gauss_newton(v); }
-
- private:
-  at::Tensor spoilt(at::Tensor product) const {
-    if (nan_) product.select(-1, 0).fill_(std::numeric_limits<double>::quiet_NaN());
-    return product;
-  }
-  std::unique_ptr<Linearization> base_;
-  bool flip_, nan_;
-};
-
-/// An oracle as damaged code would make it.
-class DamagedOracle final : public Oracle {
- public:
-  explicit DamagedOracle(const Oracle& base) : Oracle(base.problem()), base_(base) {}
-  std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    Batch used = batch;
-    if (stale_samples.defined()) used.samples = stale_samples;
-    auto honest = base_.linearize_inner(stale_x.defined() ? stale_x : x, y, used);
-    return std::make_unique<DamagedLinearization>(std::move(honest), flip, nan);
-  }
-  Gradients inner(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.inner(x, y, b); }
-  Gradients outer(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.outer(x, y, b); }
-  at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-    return base_.inner_grad_x(x, y, b);
-  }
-  at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-    return base_.inner_value(x, y, b);
-  }
-  at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-    return base_.outer_value(x, y, b);
-  }
-  bool flip = false, nan = false;
-  at::Tensor stale_samples, stale_x;
-
- private:
-  const Oracle& base_;
-};
-
-at::Tensor matrix(Linearization& linearization, int64_t d) {
-  return linearization.jvp_y(at::eye(d, at::TensorOptions(at::kDouble)));
-}
-
-std::unique_ptr<StudyProblem> make_problem(int64_t kind, Draw& draw, double condition, bool saddle, at::ScalarType dtype) {
-  switch (kind) {
-    case 0: return std::make_unique<Quadratic>(draw, condition, saddle, dtype);
-    case 1: return std::make_unique<Ridge>(draw, condition, saddle, dtype);
-    case 2: return std::make_unique<Logistic>(draw, condition, saddle, dtype);
-    default: return std::make_unique<Mlp>(draw, condition, saddle, dtype);
-  }
-}
 
 std::unique_ptr<Estimator> make_estimator(int64_t which, int64_t dy) {
   if (which == 1) return std::make_unique<Implicit>(std::make_unique<Dense>(DenseOptions{}));
@@ -335,9 +82,6 @@ at::Tensor reference(const StudyProblem& problem, const at::Tensor& x, at::Tenso
   return outer.x - there->vjp(q).x;
 }
 
-constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"};
-constexpr const char* kProblems[] = {"quadratic", "ridge", "logistic", "mlp"};
-
 std::string describe(const std::optional<SpotCheck>& check) {
   if (!check) return "none";
   if (check->grade == Grade::kOk) return check->conclusive ? "agrees" : "inconclusive";
@@ -346,42 +90,20 @@ std::string describe(const std::optional<SpotCheck>& check) {
 
 }  // namespace
 
-CertificateCase certificate_case(int64_t seed) {
-  const at::NoGradGuard no_grad;
-  Draw draw = Stream(static_cast<uint64_t>(seed), "certificate study").at(0);
-  CertificateCase found;
-  found.seed = seed;
-  const int64_t kind = draw.integers(4, {1}).item<int64_t>();
-  found.condition = std::pow(10.0, 1.0 + 7.0 * draw.uniform({1}).item<double>());
-  const at::ScalarType dtype = draw.uniform({1}).item<double>() < 0.5 ? at::kFloat : at::kDouble;
-  const bool products = draw.uniform({1}).item<double>() < 0.3;
-  const int64_t which = draw.integers(2, {1}).item<int64_t>();
-  const int64_t damage = draw.integers(6, {1}).item<int64_t>();
-  found.problem = kProblems[kind];
-  found.dtype = dtype == at::kFloat ? "float32" : "float64";
-  found.route = products ? "products" : "dense";
-  found.damage = seed % 3 == 0 ? kDamages[damage] : "";
-  found.estimator = which == 1 ? "implicit dense" : "implicit cg";
+Drawn draw_case(Draw& draw, CertificateCase& found) {
+  Drawn drawn;
+  drawn.kind = draw.integers(4, {1}).item<int64_t>();
+  drawn.condition = found.condition = std::pow(10.0, 1.0 + 7.0 * draw.uniform({1}).item<double>());
+  drawn.dtype = draw.uniform({1}).item<double>() < 0.5 ? at::kFloat : at::kDouble;
+  drawn.products = draw.uniform({1}).item<double>() < 0.3;
+  drawn.which = draw.integers(2, {1}).item<int64_t>();
+  drawn.damage = draw.integers(6, {1}).item<int64_t>();
+  found.dtype = drawn.dtype == at::kFloat ? "float32" : "float64";
+  found.route = drawn.products ? "products" : "dense";
+  return drawn;
+}
 
-  const auto problem = make_problem(kind, draw, found.condition, found.damage == "indefinite", dtype);
-  const AutodiffOracle honest(*problem);
-  const at::Tensor x = problem->x0;
-  InnerSolution solution = solve(honest, *problem, draw, found.damage);
-
-  DamagedOracle damaged(honest);
-  damaged.flip = found.damage == "wrong sign in the products";
-  damaged.nan = found.damage == "NaN";
-  if (found.damage == "stale batch") {
-    if (problem->inner_samples() > 0) damaged.stale_samples = draw.permutation(problem->inner_samples()).narrow(0, 0, 4);
-    damaged.stale_x = x + draw.normal({x.size(0)}).to(x.options());
-  }
-  const Oracle& oracle = found.damage.empty() ? static_cast<const Oracle&>(honest) : damaged;
-  const Lbfgs solver(LbfgsOptions{});
-  const auto estimator = make_estimator(which, problem->y0.size(0));
-  EstimatorInput in{oracle, solver, x, solution, {}, {}, {}};
-  Hypergradient h = estimator->estimate(in);
-  if (found.damage == "wrong sign") h.value = 2 * h.direct - h.value;
-
+void examine(CertificateCase& found, Hypergradient& h, const EstimatorInput& in, bool products) {
   BoundOptions bound;
   SpotCheckOptions check;
   if (products) bound.dense_dim = check.dense_dim = 0;
@@ -390,17 +112,56 @@ CertificateCase certificate_case(int64_t seed) {
   std::string why;
   std::vector<std::unique_ptr<NamedFunction>> functions;
   functions.push_back(NamedFunction::of(in, h.certificate.differentiates, check, why));
-  if (functions.front() != nullptr) take(h, spot_check(h.value, x, functions, Stream(static_cast<uint64_t>(seed), "spot check").at(0), check));
+  if (functions.front() != nullptr) take(h, spot_check(h, in.x, functions, Stream(static_cast<uint64_t>(found.seed), "spot check").at(0), check));
 
   found.grade = h.grade;
   found.bound = h.certificate.error_bound;
   found.check = describe(h.certificate.spot_check);
   found.says_off = h.message.find("off from what a corrected solve gives") != std::string::npos;
   found.message = h.message + " | " + h.certificate.bound_reason + (h.certificate.spot_check ? " | " + h.certificate.spot_check->message : why);
+  found.norm = length(h.value);
+}
+
+CertificateCase implicit_case(int64_t seed) {
+  constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"};
+  constexpr const char* kProblems[] = {"quadratic", "ridge", "logistic", "mlp"};
+  const at::NoGradGuard no_grad;
+  Draw draw = Stream(static_cast<uint64_t>(seed), "certificate study").at(0);
+  CertificateCase found;
+  found.seed = seed;
+  const Drawn drawn = draw_case(draw, found);
+  found.problem = kProblems[drawn.kind];
+  found.damage = seed % 3 == 0 ? kDamages[drawn.damage] : "";
+  found.estimator = drawn.which == 1 ? "implicit dense" : "implicit cg";
+
+  const auto problem = make_problem(drawn.kind, draw, found.condition, found.damage == "indefinite", drawn.dtype);
+  const AutodiffOracle honest(*problem);
+  const at::Tensor x = problem->x0;
+  InnerSolution solution = solve(honest, *problem, draw, found.damage);
+
+  const DamagedOracle damaged(honest, *problem, found.damage, draw);
+  const Oracle& oracle = found.damage.empty() ? static_cast<const Oracle&>(honest) : damaged;
+  const Lbfgs solver(LbfgsOptions{});
+  const auto estimator = make_estimator(drawn.which, problem->y0.size(0));
+  const EstimatorInput in{oracle, solver, x, solution, {}, {}, {}};
+  Hypergradient h = estimator->estimate(in);
+  if (found.damage == "wrong sign") h.value = 2 * h.direct - h.value;
+  examine(found, h, in, drawn.products);
+
   const auto twin = problem->twin();
   const at::Tensor truth = reference(*twin, x.to(at::kDouble), solution.y.to(at::kDouble));
-  found.norm = length(h.value);
   found.error = truth.defined() ? length(h.value.to(at::kDouble) - truth) : std::numeric_limits<double>::quiet_NaN();
+  found.named_error = found.error;
+  return found;
+}
+
+}  // namespace study
+
+CertificateCase certificate_case(int64_t seed, const std::string& family) {
+  CertificateCase found = family == "unrolled"      ? study::unrolled_case(seed)
+                          : family == "constrained" ? study::constrained_case(seed)
+                                                    : study::implicit_case(seed);
+  found.family = family;
   return found;
 }
 
@@ -416,7 +177,7 @@ CertificateSummary summarise(const std::vector<CertificateCase>& cases) {
       sum.damaged_uncertain += one.uncertain();
       continue;
     }
-    const bool wrong = !(one.error <= 0.1 * one.norm);
+    const bool wrong = !(one.named_error <= 0.1 * one.norm);
     ++sum.undamaged;
     sum.alarms += alarm;
     sum.false_alarms += alarm && !wrong;

@@ -11,13 +11,15 @@ namespace bilevel {
 /// One random problem, its hypergradient, and what the certificate said.
 struct CertificateCase {
   int64_t seed = 0;
-  std::string problem;    // "quadratic", "ridge", "logistic", "mlp"
+  std::string family;     // "implicit", "unrolled", "constrained"
+  std::string problem;    // "quadratic", "ridge", "logistic", "mlp"; constrained: "box", "lasso", "simplex", "non-negative"
   std::string dtype;      // "float32", "float64"
-  std::string estimator;  // "implicit cg", "implicit dense", "unrolled", "unrolled last"
+  std::string estimator;  // "implicit cg", "implicit dense", "unrolled", "truncated"
   std::string route;      // of the certificate: "dense" (∂y r is formed) or "products"
-  std::string damage;     // "" or "wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"
+  std::string damage;     // "" or "wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite", "lost steps", "wrong set"
   double condition = 0;
-  double norm = 0, error = 0;  // ‖value‖, ‖value − reference‖, of a reference in double
+  double norm = 0, error = 0;  // ‖value‖, ‖value − reference‖, of a reference in double: of what the bound is about
+  double named_error = 0;      // of the function that is named: for a truncated unroll, of the last K steps with y_{T−K} held
   std::optional<double> bound;
   Grade grade = Grade::kOk;  // with the spot check
   Grade bound_grade = Grade::kOk;
@@ -30,7 +32,7 @@ struct CertificateCase {
 };
 
 /// Makes the problem of `seed`, damages it if seed % 3 == 0, and certifies its hypergradient.
-CertificateCase certificate_case(int64_t seed);
+CertificateCase certificate_case(int64_t seed, const std::string& family);
 
 /// How often the certificates were right. An alarm is a WARN or a BAD that says that the value is wrong; that nothing can be certified
 /// is counted apart.

@@ -16,11 +16,12 @@ using Json = nlohmann::ordered_json;
 
 int main(int argc, char** argv) {
   int64_t first = 0, count = 1000;
-  std::string out;
+  std::string out, family = "implicit";
   bool messages = false;
   CLI::App app("The study of docs/certificates.md.");
   app.add_option("--first", first, "first seed");
   app.add_option("--count", count, "problems");
+  app.add_option("--family", family, "which hypergradients")->check(CLI::IsMember({"implicit", "unrolled", "constrained"}));
   app.add_option("--out", out, "JSON with every case");
   app.add_flag("--messages", messages, "with what the certificates said");
   CLI11_PARSE(app, argc, argv);
@@ -29,11 +30,12 @@ int main(int argc, char** argv) {
   std::vector<CertificateCase> cases;
   Json rows = Json::array();
   for (int64_t seed = first; seed < first + count; ++seed) {
-    const CertificateCase one = bilevel::certificate_case(seed);
+    const CertificateCase one = bilevel::certificate_case(seed, family);
     cases.push_back(one);
     rows.push_back({{"seed", one.seed},           {"problem", one.problem}, {"dtype", one.dtype},
                     {"estimator", one.estimator}, {"route", one.route},     {"damage", one.damage},
                     {"condition", one.condition}, {"norm", one.norm},       {"error", one.error},
+                    {"named_error", one.named_error},
                     {"bound", one.bound ? Json(*one.bound) : Json()},       {"grade", bilevel::to_string(one.grade)},
                     {"bound_grade", bilevel::to_string(one.bound_grade)},   {"check", one.check}});
     if (messages) rows.back()["message"] = one.message;
@@ -52,7 +54,7 @@ int main(int argc, char** argv) {
   fmt::print("off by > 10 % and called OK     {}\n", sum.missed_errors);
   if (!out.empty()) {
     Json json;
-    json["command"] = fmt::format("certificates --first {} --count {}", first, count);
+    json["command"] = fmt::format("certificates --family {} --first {} --count {}", family, first, count);
     json["summary"] = {{"cases", sum.cases},
                        {"bounds", sum.bounds},
                        {"bounds_held", sum.bounds_held},

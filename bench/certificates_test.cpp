@@ -5,11 +5,15 @@
 namespace bilevel {
 namespace {
 
+CertificateSummary study_of(const std::string& family, int64_t first, int64_t count) {
+  std::vector<CertificateCase> cases;
+  for (int64_t seed = first; seed < first + count; ++seed) cases.push_back(certificate_case(seed, family));
+  return summarise(cases);
+}
+
 // The small version of the study of docs/certificates.md, on seeds that neither of its two parts has.
 TEST(Certificates, HoldOnSixtyRandomProblems) {
-  std::vector<CertificateCase> cases;
-  for (int64_t seed = 20000; seed < 20060; ++seed) cases.push_back(certificate_case(seed));
-  const CertificateSummary sum = summarise(cases);
+  const CertificateSummary sum = study_of("implicit", 20000, 60);
   EXPECT_EQ(sum.damaged, 20);
   EXPECT_GE(sum.bounds, 30);
   EXPECT_EQ(sum.bounds_held, sum.bounds);
@@ -22,6 +26,21 @@ TEST(Certificates, HoldOnSixtyRandomProblems) {
   EXPECT_GE(sum.caught, 18);
   EXPECT_LE(sum.false_alarms, 1);
   EXPECT_EQ(sum.missed_errors, 0);
+}
+
+TEST(Certificates, HoldOnThirtyUnrolledAndThirtyConstrainedProblems) {
+  for (const char* family : {"unrolled", "constrained"}) {
+    SCOPED_TRACE(family);
+    const CertificateSummary sum = study_of(family, 20000, 30);
+    EXPECT_EQ(sum.damaged, 10);
+    EXPECT_GE(sum.bounds, 15);
+    EXPECT_EQ(sum.bounds_held, sum.bounds);
+    EXPECT_GE(sum.median_tightness, 1);
+    EXPECT_LE(sum.no_bound, 1);
+    EXPECT_GE(sum.caught + sum.damaged_uncertain, 9);
+    EXPECT_LE(sum.false_alarms, 1);
+    EXPECT_EQ(sum.missed_errors, 0);
+  }
 }
 
 }  // namespace

@@ -308,8 +308,7 @@ void DoubleLoop::check(Hypergradient& mean, const at::Tensor& x, const std::vect
     mean.certificate.spot_check = std::move(none);
     return;
   }
-  take(mean, spot_check(mean.value, x, functions, Stream(options_.seed, "spot check").at(step), options_.check,
-                        mean.certificate.standard_error.value_or(0.0)));
+  take(mean, spot_check(mean, x, functions, Stream(options_.seed, "spot check").at(step), options_.check));
 }
 
 Record DoubleLoop::describe(const State& state, const Visit& visit) const {

@@ -23,7 +23,17 @@ at::Tensor vector_of(const at::Tensor& value, const at::Tensor& y, const char* n
   return value.to(y.options()).reshape({-1}).expand({y.size(0)});
 }
 
+double unit_of(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                        : static_cast<double>(std::numeric_limits<float>::epsilon());
+}
 double largest(const at::Tensor& v) { return v.defined() && v.numel() > 0 ? v.detach().abs().max().item<double>() : 0.0; }
+at::Tensor never(const at::Tensor& y) { return at::zeros_like(y, y.options().dtype(at::kBool)); }
+at::Tensor with(const at::Tensor& v, int64_t i, double value) {
+  at::Tensor copy = v.clone();
+  copy[i].fill_(value);
+  return copy;
+}
 
 std::string names(const Problem& problem, const at::Tensor& which) {
   const at::Tensor found = which.nonzero().reshape({-1}).cpu();
@@ -35,82 +45,154 @@ std::string names(const Problem& problem, const at::Tensor& which) {
   return fmt::format("{}{}", fmt::join(list, ", "), more > 0 ? fmt::format(" and {} more", more) : "");
 }
 
+// The slope of the l1 penalty of a coordinate that leaves its bound for the inside: that of |y| there, and at zero `at_zero`.
+at::Tensor slope(const at::Tensor& bound, double at_zero) {
+  const at::Tensor s = bound.sign();
+  return at::where(s == 0, at::full_like(s, at_zero), s);
+}
+
+constexpr double kDoubtful = 10;  // a multiplier is off by ‖r‖, times how strongly held and free coordinates hang together
+
 }  // namespace
 
-ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tensor& y_given, Linearization& r, double tolerance)
-    : r_(r) {
-  const at::AutoGradMode grad_mode(true);
-  const at::Tensor x_leaf = leaf(x), y = y_given.detach(), zero = at::zeros_like(y);
-  const InnerConstraints given = problem.inner_constraints(x_leaf);
-  const at::Tensor lower = vector_of(given.lower, y, "lower"), upper = vector_of(given.upper, y, "upper");
-  const at::Tensor l1 = vector_of(given.l1, y, "l1"), E = given.equality, e = given.equality_rhs;
+ConstraintVectors::ConstraintVectors(const Problem& problem, const at::Tensor& x, const at::Tensor& y) {
+  const InnerConstraints given = problem.inner_constraints(x);
+  lower = vector_of(given.lower, y, "lower"), upper = vector_of(given.upper, y, "upper"), l1 = vector_of(given.l1, y, "l1");
+  E = given.equality, e = given.equality_rhs;
   require(E.defined() == e.defined() && (!E.defined() || (E.dim() == 2 && E.size(1) == y.size(0) && e.sizes() == E.sizes().slice(0, 1))),
           fmt::format("Problem::inner_constraints: equality should be [m, {}] and equality_rhs [m]; both are needed.", y.size(0)));
+}
 
-  // Where y lies.
-  const double size = largest(y);
-  const at::Tensor never = at::zeros_like(y, y.options().dtype(at::kBool));
-  const auto meets = [&](const at::Tensor& given_bound) {
-    if (!given_bound.defined()) return never;
-    const at::Tensor bound = given_bound.detach();  // infinite: none
-    return bound.isfinite().logical_and((y - bound).abs().le(tolerance * (size + bound.abs())));
+ConstraintVectors ConstraintVectors::detached() const {
+  ConstraintVectors c;
+  const auto plain = [](const at::Tensor& t) { return t.defined() ? t.detach() : t; };
+  c.lower = plain(lower), c.upper = plain(upper), c.l1 = plain(l1), c.E = plain(E), c.e = plain(e);
+  return c;
+}
+
+HeldSet HeldSet::at(const ConstraintVectors& c, const at::Tensor& y, const at::Tensor& near) {
+  const auto meets = [&](const at::Tensor& bound) {  // infinite: none
+    return bound.defined() ? bound.isfinite().logical_and((y - bound).abs().le(near)) : never(y);
   };
-  const at::Tensor at_lower = meets(lower), at_upper = meets(upper);
-  const at::Tensor weights = l1.defined() ? l1.detach() : zero;
-  const at::Tensor at_zero = weights.gt(0).logical_and(y.abs().le(tolerance * size));
-  const at::Tensor held = at_lower.logical_or(at_upper).logical_or(at_zero);
-  free_ = held.logical_not().to(y.scalar_type());
-  held_count_ = held.sum().item<int64_t>();
+  HeldSet set;
+  set.lower = meets(c.lower);
+  set.upper = meets(c.upper).logical_and(set.lower.logical_not());
+  set.zero = c.l1.defined() ? c.l1.gt(0).logical_and(y.abs().le(near)) : never(y);
+  set.zero = set.zero.logical_and(set.lower.logical_or(set.upper).logical_not());
+  set.sign = c.l1.defined() ? y.sign() * c.l1.gt(0) : at::zeros_like(y);
+  set.sign = set.sign * set.free();
+  return set;
+}
 
-  // The multipliers: zᵢ = 0 on F.
-  const at::Tensor residual = r_.residual();
-  const at::Tensor sign = y.sign() * free_;
-  at::Tensor force = zero, lambda, pseudo_inverse;
-  if (E.defined()) {
-    const auto [U, S, V] = at::linalg_svd(E.detach() * free_, /*full_matrices=*/false);
-    const double unit = y.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                       : static_cast<double>(std::numeric_limits<float>::epsilon());
-    const at::Tensor independent = S > 10 * unit * static_cast<double>(y.size(0)) * largest(S);
-    if (S.size(0) < E.size(0) || !independent.all().item<bool>()) {
+HeldSet HeldSet::freed(const ConstraintVectors& c, int64_t i, double z) const {
+  HeldSet set = *this;
+  double side = z > 0 ? -1.0 : 1.0;
+  if (lower[i].item<bool>()) side = slope(c.lower[i], 1.0).item<double>();
+  if (upper[i].item<bool>()) side = slope(c.upper[i], -1.0).item<double>();
+  for (at::Tensor* part : {&set.lower, &set.upper, &set.zero}) *part = with(*part, i, 0);
+  if (c.l1.defined() && c.l1[i].item<double>() > 0) set.sign = with(sign, i, side);
+  return set;
+}
+
+HeldSet HeldSet::holding(const ConstraintVectors& c, int64_t i, double y) const {
+  HeldSet set = *this;
+  const double sided = sign[i].item<double>() * y;
+  // Of several that y has crossed, the one that it met first.
+  const double below = c.lower.defined() ? c.lower[i].item<double>() - y : 0, above = c.upper.defined() ? y - c.upper[i].item<double>() : 0;
+  const double most = std::max({below, above, -sided});
+  at::Tensor& part = -sided == most ? set.zero : below == most ? set.lower : set.upper;
+  part = with(part, i, 1);
+  set.sign = with(sign, i, 0);
+  return set;
+}
+
+bool HeldSet::operator==(const HeldSet& other) const {
+  return lower.equal(other.lower) && upper.equal(other.upper) && zero.equal(other.zero) && sign.equal(other.sign);
+}
+
+at::Tensor pseudo_inverse(const at::Tensor& E_free) {
+  return at::linalg_pinv(E_free, 10 * unit_of(E_free) * static_cast<double>(E_free.size(1)));
+}
+
+Margins margins(const ConstraintVectors& c, const HeldSet& set, const at::Tensor& y, const at::Tensor& residual) {
+  const at::Tensor infinite = at::full_like(y, std::numeric_limits<double>::infinity()), weights = c.l1.defined() ? c.l1 : at::zeros_like(y);
+  Margins out;
+  at::Tensor of_equalities = at::zeros_like(y);
+  if (c.E.defined()) {
+    of_equalities = -c.E.t().mv(pseudo_inverse(c.E * set.free()).t().mv(residual + weights * set.sign));
+  }
+  out.z = residual + of_equalities;
+  out.scale = std::max({largest(residual), largest(weights), largest(of_equalities)});
+
+  // At a lower bound, moving up costs z plus l1's slope on that side.
+  out.force = at::where(set.zero, weights - out.z.abs(), infinite);
+  if (c.lower.defined()) out.force = at::where(set.lower, out.z + weights * slope(c.lower, 1.0), out.force);
+  if (c.upper.defined()) out.force = at::where(set.upper, -out.z - weights * slope(c.upper, -1.0), out.force);
+  if (c.lower.defined() && c.upper.defined()) out.force = at::where(c.lower == c.upper, infinite, out.force);
+
+  out.slack = at::where(set.sign != 0, set.sign * y, infinite);
+  if (c.lower.defined()) out.slack = at::minimum(out.slack, y - c.lower);
+  if (c.upper.defined()) out.slack = at::minimum(out.slack, c.upper - y);
+  out.slack = at::where(set.held(), infinite, out.slack);
+  return out;
+}
+
+ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tensor& y_given, Linearization& r, const KinkTolerance& tolerance)
+    : r_(r) {
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x_leaf = leaf(x), y = y_given.detach(), residual = r_.residual();
+  const ConstraintVectors given(problem, x_leaf, y), c = given.detached();
+
+  // Where y lies. What is farther from its bound than rounding belongs on it only where a force says so.
+  const auto close = [&](double length) {
+    at::Tensor size = at::full_like(y, largest(y));
+    for (const at::Tensor* bound : {&c.lower, &c.upper}) {
+      if (bound->defined()) size = at::maximum(size, at::where(bound->isfinite(), bound->abs() + largest(y), at::zeros_like(y)));
+    }
+    return at::maximum(tolerance.relative * size, at::full_like(y, length));
+  };
+  const at::Tensor near = close(0.0), far = close(tolerance.step * tolerance.stationarity);
+  HeldSet set = HeldSet::at(c, y, far);
+  set = HeldSet::at(c, y, at::where(margins(c, set, y, residual).force > 0, far, near));
+  const Margins at_y = margins(c, set, y, residual);
+  free_ = set.free();
+  held_count_ = set.held().sum().item<int64_t>();
+
+  at::Tensor inverse;
+  if (c.E.defined()) {
+    const at::Tensor E_free = c.E * free_;
+    const auto [U, S, V] = at::linalg_svd(E_free, /*full_matrices=*/false);
+    const at::Tensor independent = S > 10 * unit_of(y) * static_cast<double>(y.size(0)) * largest(S);
+    if (S.size(0) < E_free.size(0) || !independent.all().item<bool>()) {
       kink_ = fmt::format("The {} equalities on y are not independent on the {} coordinates that are free, so that y* has no derivative.",
-                          E.size(0), y.size(0) - held_count_);
+                          E_free.size(0), y.size(0) - held_count_);
     }
     V_ = V;
-    pseudo_inverse = (V.t() * at::where(independent, 1 / S, at::zeros_like(S))).mm(U.t());  // of E_F, [dy, m]
-    lambda = -pseudo_inverse.t().mv(residual + weights * sign);
-    force = E.detach().t().mv(lambda);
+    inverse = pseudo_inverse(E_free);
   }
-  const at::Tensor z = residual + force;
-
-  // How strongly a coordinate is held where it is. At a lower bound, moving up costs z plus l1's slope on that side.
-  const auto sided = [](const at::Tensor& bound, const at::Tensor& at_its_kink) {
-    const at::Tensor s = bound.detach().sign();
-    return at::where(s == 0, at_its_kink, s);
-  };
-  const at::Tensor one = at::ones_like(y), infinite = at::full_like(y, std::numeric_limits<double>::infinity());
-  const at::Tensor by_l1 = weights - z.abs();
-  at::Tensor margin = at::where(at_zero, by_l1, infinite);
-  if (lower.defined()) margin = at::where(at_lower, z + weights * sided(lower, one), margin);
-  if (upper.defined()) margin = at::where(at_upper, -z - weights * sided(upper, -one), margin);
-  margin = at::where(at_lower.logical_and(at_upper), infinite, margin);
-  const double scale = std::max({largest(residual), largest(weights), largest(force)});
-  const at::Tensor weak = held.logical_and(margin.le(tolerance * scale));
+  const at::Tensor weak = at_y.force.le(tolerance.relative * at_y.scale);
   if (kink_.empty() && weak.any().item<bool>()) {
     kink_ = fmt::format(
         "Strict complementarity fails at {}: there y lies on a bound or at zero, and the multiplier that would hold it is not above {:.0e} of "
         "the largest; y*(x) has a kink here, and no derivative.",
-        names(problem, weak), tolerance);
+        names(problem, weak), tolerance.relative);
+  }
+  const at::Tensor doubtful = at_y.force.le(kDoubtful * tolerance.stationarity);
+  if (kink_.empty() && doubtful.any().item<bool>()) {
+    doubt_ = fmt::format(
+        "At {} y lies on a bound or at zero, and the multiplier that would hold it there is not above {:g} times the ‖r‖ = {:.2e} that the "
+        "inner solve has left: solved further, y may leave.",
+        names(problem, doubtful), kDoubtful, tolerance.stationarity);
   }
 
   // r̂ apart from P r, over x.
-  at::Tensor c = zero;
-  if (lower.defined()) c = at::where(at_lower, lower, c);
-  if (upper.defined()) c = at::where(at_upper.logical_and(at_lower.logical_not()), upper, c);
-  c = at::where(at_zero.logical_and(by_l1 > tolerance * scale), zero, c);
-  at::Tensor gradient = l1.defined() ? l1 * sign : zero;
-  if (E.defined()) gradient = gradient + E.t().mv(lambda);
-  at::Tensor beside_r = project(gradient) + (1 - free_) * (y - c);
-  if (E.defined()) beside_r = beside_r + pseudo_inverse.mv(E.mv(free_ * y + (1 - free_) * c) - e);
+  at::Tensor bounds = at::zeros_like(y);
+  if (given.lower.defined()) bounds = at::where(set.lower, given.lower, bounds);
+  if (given.upper.defined()) bounds = at::where(set.upper, given.upper, bounds);
+  at::Tensor gradient = given.l1.defined() ? given.l1 * set.sign : at::zeros_like(y);
+  if (c.E.defined()) gradient = gradient + given.E.t().mv(-inverse.t().mv(residual + gradient.detach()));
+  at::Tensor beside_r = project(gradient) + (1 - free_) * (y - bounds);
+  if (c.E.defined()) beside_r = beside_r + inverse.mv(given.E.mv(free_ * y + (1 - free_) * bounds) - given.e);
   by_x_ = Jacobian(beside_r, {x_leaf});
 }
 

@@ -123,7 +123,7 @@ Implicit cg() { return Implicit(std::make_unique<Cg>(CgOptions{.iterations = 20,
 
 int64_t active(const Qp& qp, const FunctionProblem& problem, const at::Tensor& x) {
   const auto lin = AutodiffOracle(problem).linearize_inner(x, qp.solve(x), {});
-  return ActiveSet(problem, x, qp.solve(x), *lin, 1e-7).held();
+  return ActiveSet(problem, x, qp.solve(x), *lin, {.relative = 1e-7}).held();
 }
 
 // Against differences of the re-solved problem, at a point with both active and free coordinates.
@@ -256,6 +256,80 @@ TEST(ActiveSet, RefusesAKinkAndSaysWhere) {
   }
 }
 
+// A solution as a solver leaves it, with what it says of itself.
+InnerSolution left_at(const at::Tensor& y, double stationarity) {
+  InnerSolution solution;
+  solution.y = y;
+  solution.status = Status::kConverged;
+  solution.stationarity = stationarity;
+  solution.step_size = at::ones({}, y.options());
+  return solution;
+}
+
+// min ½‖y − x‖² over y ≥ 0, with y[1] held by a force of 5e-3, and y[2], which a force of 1 holds, 1e-4 off its bound.
+TEST(ActiveSet, TakesNoMultiplierForBetterKnownThanTheSolveIs) {
+  for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
+    const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
+                                   .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+                                   .x0 = vec({1.0, -5e-3, -1.0}).to(dtype),
+                                   .y0 = at::zeros({3}, dtype),
+                                   .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
+    const AutodiffOracle oracle(problem);
+    const Known solver([](const at::Tensor& x) { return x.clamp_min(0); });
+    const at::Tensor x = problem.initial_outer();
+    const auto grade = [&](double stationarity, at::Tensor* value) {
+      InnerSolution solution = left_at(vec({1.0, 0.0, 1e-4}).to(dtype), stationarity);
+      const Hypergradient h = dense().estimate({oracle, solver, x, solution, {}, {}, {}});
+      *value = h.value.to(at::kDouble);
+      if (h.grade == Grade::kWarn) {
+        EXPECT_THAT(h.message, HasSubstr("At y[1] y lies on a bound or at zero"));
+      }
+      return h.grade;
+    };
+    at::Tensor value;
+    EXPECT_EQ(grade(1e-3, &value), Grade::kWarn);
+    EXPECT_TRUE(at::allclose(value, vec({1.0, 0.0, 0.0}), 1e-6, 1e-6)) << value;
+    EXPECT_EQ(grade(3e-4, &value), Grade::kOk);
+    EXPECT_TRUE(at::allclose(value, vec({1.0, 0.0, 0.0}), 1e-6, 1e-6)) << value;
+    if (dtype == at::kFloat) continue;  // there 1e-4 of the largest y is rounding
+    grade(1e-5, &value);
+    EXPECT_TRUE(at::allclose(value, vec({1.0, 0.0, 1.0}), 1e-6, 1e-6)) << value;
+  }
+}
+
+TEST(ActiveSet, ServesFloat) {
+  Qp qp;
+  qp.constraints = [](const at::Tensor& x) {
+    return InnerConstraints{.upper = 0.25 + x[1] / 10, .l1 = (x - 1.5).exp()};
+  };
+  const at::Tensor x = vec({0.3, -0.7, 0.5, 0.2});
+  const FunctionProblem in_double = qp.problem();
+  const at::Tensor exact = estimate(dense(), in_double, ProximalGradient({.max_iterations = 20000, .tolerance = 1e-13}), x).value;
+  for (at::Tensor* data : {&qp.A, &qp.B, &qp.c0, &qp.d, &qp.k}) *data = data->to(at::kFloat);
+  const FunctionProblem in_float = qp.problem(at::kFloat);
+  const Hypergradient h = estimate(cg(), in_float, ProximalGradient({.max_iterations = 20000, .tolerance = 1e-4}), x.to(at::kFloat));
+  EXPECT_EQ(h.grade, Grade::kOk) << h.message;
+  EXPECT_LT(relative_error(h.value.to(at::kDouble), exact), 1e-4);
+  EXPECT_GT(relative_error(h.direct.to(at::kDouble), exact), 0.02);
+}
+
+TEST(ActiveSet, RefusesAKinkInFloat) {
+  const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
+                                 .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+                                 .x0 = at::zeros({3}, at::kFloat),
+                                 .y0 = at::zeros({3}, at::kFloat),
+                                 .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
+  const Known solver([](const at::Tensor& x) { return x.clamp_min(0); });
+  for (const double nearly : {0.0, 1e-6, -1e-6}) {
+    EXPECT_EQ(estimate(cg(), problem, solver, vec({1.0, nearly, -1.0}).to(at::kFloat)).grade, Grade::kBad) << nearly;
+  }
+  for (const double off : {1e-2, -1e-2}) {
+    const Hypergradient h = estimate(cg(), problem, solver, vec({1.0, off, -1.0}).to(at::kFloat));
+    EXPECT_EQ(h.grade, Grade::kOk) << h.message;
+    EXPECT_NEAR(h.value[1].item<double>(), off > 0 ? 1.0 : 0.0, 1e-6);
+  }
+}
+
 TEST(ActiveSet, RefusesTheKinkOfTheLassoAndDependentEqualities) {
   Qp lasso;
   lasso.constraints = [](const at::Tensor& x) { return InnerConstraints{.l1 = x[0] + 100.0}; };
@@ -299,7 +373,7 @@ TEST(ActiveSet, IsALinearizationWithBothSidesAlike) {
   const FunctionProblem problem = qp.problem();
   const at::Tensor x = vec({0.3, -0.7, 0.5, 0.2}), y = qp.solve(x), u = numbers(0.8, {kDim}), v = numbers(0.9, {kDim}), w = numbers(1.0, {kDim});
   const auto lin = AutodiffOracle(problem).linearize_inner(x, y, {});
-  ActiveSet r(problem, x, y, *lin, 1e-7);
+  ActiveSet r(problem, x, y, *lin, {.relative = 1e-7});
   EXPECT_EQ(r.kink(), "");
   EXPECT_GT(r.held(), 0);
   EXPECT_LT(r.residual().norm().item<double>(), 1e-12);

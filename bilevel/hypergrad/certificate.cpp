@@ -16,6 +16,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/hypergrad/inner_newton.h"
 
@@ -32,6 +33,7 @@ constexpr double kSampleSafety = 3.0;   // the largest of three samples, against
 
 double length(const at::Tensor& v) { return v.norm().item<double>(); }
 bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<double>()); }
+bool names_F(const Hypergradient& h) { return h.certificate.differentiates == "F" || h.certificate.differentiates.starts_with("F,"); }
 
 /// How small the curvature may be.
 struct Curvature {
@@ -88,12 +90,35 @@ Ritz lanczos(const InnerPlace& place, int64_t steps, const at::Tensor& idle) {
   return ritz;
 }
 
+/// What a corrected solve gave, `distance` away, and itself known to `rest`, says of the value. A known bias is no fault as long as the
+/// value points downhill.
+void judge(Hypergradient& h, const at::Tensor& corrected, double distance, double rest, const BoundOptions& options) {
+  if (!names_F(h)) return;
+  const double size = length(corrected), own = length(h.value);
+  if (!(distance > options.off_by_half * size) || distance <= rest) return;
+  if (!h.certificate.bias.empty()) {
+    const double along = h.value.to(at::kDouble).dot(corrected.to(at::kDouble)).item<double>() / own;
+    demote(h, along + rest < 0 ? Grade::kBad : Grade::kWarn,
+           fmt::format("The hypergradient has {:.3g} times the length of what a corrected solve gives, and a cosine of {:.3g} with it: {}.",
+                       own / size, along / size, h.certificate.bias));
+    return;
+  }
+  // Where the correction itself is not certain it cannot prove that the value is worthless.
+  const bool worthless = distance - rest > options.off_by_all * std::min(size, own) && distance > options.off_by_all * size;
+  demote(h, worthless ? Grade::kBad : Grade::kWarn,
+         fmt::format("The hypergradient (norm {:.2e}) is about {:.2e} off from what a corrected solve gives; solving the inner "
+                     "problem or the linear system further would help.",
+                     own, distance));
+}
+
 /// All about one certificate.
 class Certifier {
  public:
-  Certifier(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options)
+  /// `on`: in its coordinates y is constrained; null: y is free.
+  Certifier(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options, const OnActiveSet* on = nullptr)
       : h_(h),
         in_(in),
+        on_(on),
         options_(options),
         eps_(rounding_unit(in.solution.y)),
         newton_(in, {.dense_dim = options.dense_dim, .products = options.products, .steps = options.newton_steps}),
@@ -127,23 +152,26 @@ class Certifier {
       return;
     }
     double rest = std::numeric_limits<double>::infinity();
-    if (curvature.safe > 0) {
+    std::string set;
+    if (curvature.safe > 0 && on_ != nullptr && !active_set_is_certain(curvature, set)) {
+      refuse(set);
+    } else if (curvature.safe > 0) {
       rest = remainder(curvature);
       if (about_F() && std::isfinite(rest)) {
         h_.certificate.error_bound = distance + rest;
         h_.certificate.curvature = curvature.safe;
         h_.certificate.bound_reason =
-            fmt::format("The value is {:.2e} from that of a corrected solve, which is within {:.2e} of ∇F with {}{}.", distance, rest,
-                        curvature.reason, in_.outer_batch.full() ? "" : " (∇F of this outer batch)");
+            fmt::format("The value is {:.2e} from that of a corrected solve, which is within {:.2e} of ∇F with {}{}{}.", distance, rest,
+                        curvature.reason, set, in_.outer_batch.full() ? "" : " (∇F of this outer batch)");
       }
     } else if (about_F()) {
       h_.certificate.bound_reason = "No bound: " + curvature.reason;
     }
-    judge(distance, rest);
+    judge(h_, value_, distance, rest, options_);
   }
 
  private:
-  bool about_F() const { return h_.certificate.differentiates == "F" || h_.certificate.differentiates.starts_with("F,"); }
+  bool about_F() const { return names_F(h_); }
 
   void refuse(const std::string& reason) {
     if (about_F()) h_.certificate.bound_reason = "No bound: " + reason;
@@ -153,7 +181,6 @@ class Certifier {
     const Problem& problem = in_.oracle.problem();
     if (!finite(h_.value)) return "the hypergradient is not finite.";
     if (!finite(in_.solution.y)) return "the inner solution is not finite.";
-    if (problem.has_inner_constraints()) return "y is constrained, and the bound is about a free y.";
     if (problem.has_optimality_map() && !problem.optimality_map_is_symmetric() && !dense_) {
       return fmt::format("∂y r is not symmetric, and with {} inner variables it is too large to be formed.", in_.x.size(0));
     }
@@ -358,24 +385,54 @@ class Certifier {
     return std::isfinite(rest);
   }
 
+  /// Whether y* has the active set that y₁ has: the forces that hold coordinates, and the distances of the others from bounds and kinks,
+  /// against what r(y₁) and rounding may change in them. `how` says so, or why not.
+  bool active_set_is_certain(const Curvature& curvature, std::string& how) const {
+    const double r = length(place_->r) + sigma_r_;
+    const Margins here = on_->margins(in_.x, on_->y(in_.x, place_->y));
+    at::Tensor force = at::zeros_like(here.force), slack = force;  // how far they may be off
+    const auto grow = [](at::Tensor& off, const at::Tensor& a, const at::Tensor& b) {
+      off = at::maximum(off, at::where(a.isfinite(), (a - b).abs(), at::zeros_like(off)));
+    };
+    for (int64_t i = 0; i < options_.probes; ++i) {
+      at::Tensor step = random(i);
+      step = curvature.local ? newton_.inverse().apply(step * (r / length(step)), 0.1) : step * (r / curvature.safe / length(step));
+      const Margins there = on_->margins(in_.x, on_->y(in_.x, place_->y + step));
+      grow(force, here.force, there.force), grow(slack, here.slack, there.slack);
+    }
+    force = kSampleSafety * force + eps_ * here.scale, slack = kSampleSafety * slack + eps_ * on_->y(in_.x, place_->y).abs();
+    const std::string doubt = doubt_of(here, force, slack);
+    const int64_t held = on_->surface().set().held().sum().item<int64_t>(), all = here.force.size(0);
+    const auto least = [](const at::Tensor& margin, const at::Tensor& off) {
+      const int64_t i = (margin / off.clamp_min(std::numeric_limits<float>::min())).argmin().item<int64_t>();
+      return std::isfinite(margin[i].item<double>()) ? fmt::format("{:.1e} ± {:.1e}", margin[i].item<double>(), off[i].item<double>()) : "∞";
+    };
+    how = !doubt.empty() ? doubt
+                         : fmt::format(", on the active set of y*: {} of {} coordinates are held, the least firmly by a force of {}, and the "
+                                       "nearest to being held is {} away",
+                                       held, all, least(here.force, force), least(here.slack, slack));
+    return doubt.empty();
+  }
+
+  std::string doubt_of(const Margins& here, const at::Tensor& force, const at::Tensor& slack) const {
+    const auto first = [&](const at::Tensor& margin, const at::Tensor& off, const char* what) -> std::string {
+      const at::Tensor weak = margin.gt(off).logical_not().nonzero().reshape({-1});
+      if (weak.size(0) == 0) return "";
+      const int64_t i = weak[0].item<int64_t>();
+      return fmt::format("the active set of y* is not certain: {} is {} by {:.1e} ± {:.1e}.",
+                         on_->surface().problem().inner_layout().element_name(i), what, margin[i].item<double>(), off[i].item<double>());
+    };
+    const std::string held = first(here.force, force, "held at its bound or at zero");
+    return held.empty() ? first(here.slack, slack, "away from its bounds and from zero") : held;
+  }
+
   at::Tensor random(int64_t i) const {
     return Stream(0, "certificate samples").at(i).normal({place_->y.size(0)}).to(place_->y.options());
   }
 
-  void judge(double distance, double rest) {
-    if (!about_F()) return;
-    const double size = length(value_), own = length(h_.value);
-    if (!(distance > options_.off_by_half * std::max(size, 0.0)) || distance <= rest) return;
-    // Where the correction itself is not certain it cannot prove that the value is worthless.
-    const bool worthless = distance - rest > options_.off_by_all * std::min(size, own) && distance > options_.off_by_all * size;
-    demote(h_, worthless ? Grade::kBad : Grade::kWarn,
-           fmt::format("The hypergradient (norm {:.2e}) is about {:.2e} off from what a corrected solve gives; solving the inner "
-                       "problem or the linear system further would help.",
-                       own, distance));
-  }
-
   Hypergradient& h_;
   const EstimatorInput& in_;
+  const OnActiveSet* on_;
   const BoundOptions& options_;
   double eps_;
   InnerNewton newton_;
@@ -385,6 +442,41 @@ class Certifier {
   Gradients outer_;
   double sigma_r_ = 0, sigma_rho_ = 0, sigma_value_ = 0;
 };
+
+/// Nothing of y is free: y* is Y(x) as long as all is held, and ∇F = ∂x f + (∂x Y)ᵀ ∂y f.
+void certify_where_all_is_held(Hypergradient& h, const EstimatorInput& in, const OnActiveSet& on, const at::Tensor& y,
+                               const BoundOptions& options) {
+  const Margins here = on.margins(in.x, y);
+  const double least = here.force.min().item<double>(), off = 32 * rounding_unit(y) * here.scale;
+  const at::Tensor value = on.input().oracle.outer(in.x, on.input().solution.y, in.outer_batch).x;
+  const double distance = length(h.value.to(at::kDouble) - value.to(at::kDouble));
+  h.certificate.distance_to_F = distance;
+  if (!(least > off)) {
+    h.certificate.bound_reason = fmt::format("No bound: all of y is held, and the least force, {:.1e} ± {:.1e}, is not certain.", least, off);
+    return;
+  }
+  const double rest = 32 * rounding_unit(y) * (length(value) + length(h.direct));
+  h.certificate.error_bound = distance + rest;
+  h.certificate.bound_reason = fmt::format("All of y is held by constraints, the least firmly by a force of {:.1e} ± {:.1e}: the value is {:.2e} "
+                                           "from what they give, and rounding of {:.2e} is left.",
+                                           least, off, distance, rest);
+  judge(h, value, distance, rest, options);
+}
+
+void certify_on_the_active_set(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options) {
+  ActiveSetNewton search(in, {.dense_dim = options.dense_dim, .products = options.products, .steps = options.newton_steps});
+  if (!search.solve(in.x, in.solution.y)) {
+    if (names_F(h)) h.certificate.bound_reason = "No bound: " + search.why();
+    return;
+  }
+  const OnActiveSet& on = *search.active_set();
+  if (search.dim() == 0) return certify_where_all_is_held(h, in, on, search.y(), options);
+  const at::Tensor q = h.q, z = search.newton().place().y;
+  if (q.defined()) h.q = on.surface().pull(q);
+  on.input().solution.y = z;
+  Certifier(h, on.input(), options, &on).run();
+  h.q = q;
+}
 
 }  // namespace
 
@@ -401,7 +493,11 @@ void certify(Hypergradient& h, const EstimatorInput& in, const BoundOptions& opt
   const auto violations = options.violations();
   require(violations.empty(), fmt::format("certify: {}.", fmt::join(violations, "; ")));
   const at::NoGradGuard no_grad;
-  Certifier(h, in, options).run();
+  if (in.oracle.problem().has_inner_constraints() && finite(h.value) && finite(in.solution.y)) {
+    certify_on_the_active_set(h, in, options);
+  } else {
+    Certifier(h, in, options).run();
+  }
 }
 
 }  // namespace bilevel

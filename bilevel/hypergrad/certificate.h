@@ -38,7 +38,13 @@ struct BoundOptions {
 /// 1.648 √d exp(−√ε (2k − 1)) (Kuczyński & Woźniakowski 1992, theorem 3.2), here 1e-3. Where nothing positive is left there is
 /// no bound. Norms come from power iterations; they are the part that is estimated and not proven.
 ///
-/// Bounds are about the outer batch of `in`, and the full inner data.
+/// Where y is constrained all this is done on the active set of y*, in coordinates of its free directions, where the problem is one
+/// without constraints (hypergrad/active_set_newton.h). The set is found by going on from that of the y that was reached until the
+/// conditions of a minimum hold; the bound rests on its being that of y*, which is checked: each force that holds a coordinate, and the
+/// distance of each other one from its bounds and kinks, must be more than r(y₁) and rounding may change in it. If one is not: no bound.
+///
+/// Bounds are about the outer batch of `in`, and the full inner data. A value with a known bias (Certificate::bias) is BAD only where it
+/// points uphill, and WARN, with its length and cosine, where it is off by more than off_by_half.
 void certify(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options = {});
 
 }  // namespace bilevel

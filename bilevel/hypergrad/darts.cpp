@@ -27,6 +27,7 @@ Hypergradient Darts::estimate(const EstimatorInput& in) const {
   const at::NoGradGuard no_grad;
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   Hypergradient h = direct_term(in, outer, "F_T, last step as plain gradient descent, by differences");
+  h.certificate.bias = "a difference over a finite radius stands for the cross product";
   const at::Tensor eta = inner_step_size(in);
   h.q = eta * outer.y;
   const double norm = outer.y.norm().item<double>();

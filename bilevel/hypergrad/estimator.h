@@ -30,6 +30,7 @@ struct SpotCheck {
 /// How right a hypergradient is, always about the function that the estimator names.
 struct Certificate {
   std::string differentiates;               // "F_T" for unrolling, "F" for implicit, …
+  std::string bias;                         // why the value is known not to be that derivative, but a way down along it; empty: it is
   double stationarity = 0;                  // ‖r(x, y)‖₂ at the y that was reached
   std::optional<double> relative_residual;  // of the linear solve, where there is one
   std::optional<double> error_bound;        // absolute, 2-norm; none: no bound

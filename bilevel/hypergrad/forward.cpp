@@ -39,6 +39,26 @@ at::Tensor initial_inner_jacobian(const Problem& problem, const at::Tensor& x, i
   return jacobian;
 }
 
+// ∂h_t/∂x, row i by x_i: [dx, 1] of a scalar, [dx, dy] of a vector; zeros like h where x determines none.
+Tensors hyperparameters_block(const RuleSolver& solver, const SolveContext& context, const Problem& problem, int64_t t, const Tensors& h,
+                              const at::Tensor& unit) {
+  Tensors block;
+  if (!problem.has_rule_hyperparameters()) {
+    for (const at::Tensor& value : h) block.push_back(at::zeros_like(value));
+    return block;
+  }
+  std::vector<Tensors> rows(h.size());
+  for (const at::Tensor& u : unit.unbind(0)) {
+    const Tensors one = solver.hyperparameters_jvp(context, t, u);
+    for (size_t j = 0; j < h.size(); ++j) rows[j].push_back(one[j]);
+  }
+  for (const Tensors& of_one : rows) {
+    const at::Tensor stacked = at::stack(of_one);
+    block.push_back(stacked.dim() == 1 ? stacked.unsqueeze(1) : stacked);
+  }
+  return block;
+}
+
 }  // namespace
 
 std::vector<std::string> ForwardOptions::violations() const {
@@ -80,7 +100,8 @@ std::vector<std::string> Forward::objections(const Problem& problem, const Inner
                     dx, options_.max_columns, 2 * dx));
   }
   const int64_t item = problem.initial_outer().element_size();
-  const double bytes = static_cast<double>(4 + rule_solver->rule().slots()) * static_cast<double>(dx) * static_cast<double>(dy) *
+  // dy, dg and two in the making, what the rule's derivative has at hand, and for each slot of state the old, the new and two more
+  const double bytes = static_cast<double>(6 + 4 * rule_solver->rule().slots()) * static_cast<double>(dx) * static_cast<double>(dy) *
                        static_cast<double>(item);
   if (bytes > static_cast<double>(options_.budget)) {
     objections.push_back(fmt::format(
@@ -115,16 +136,9 @@ Hypergradient Forward::estimate(const EstimatorInput& in) const {
       const auto linearization = in.oracle.linearize_inner(in.x, point.y, solver->batch(context.first_step + t, context.slice));
       const at::Tensor dg = linearization->jvp_y(dy).add_(linearization->jvp_x(unit));
       const RuleInput input = solver->input(context, point, t, linearization->residual());
-      Tensors dh;
-      for (const auto& value : input.h) dh.push_back(at::zeros_like(value));
-      for (int64_t i = 0; i < dx; ++i) {
-        Tensors ds_i;
-        for (const auto& slot : ds) ds_i.push_back(slot[i]);
-        if (problem.has_rule_hyperparameters()) dh = solver->hyperparameters_jvp(context, t, unit[i]);
-        const RuleOutput tangent = rule.jvp(input, {dy[i], std::move(ds_i), dg[i], dh});
-        dy[i].copy_(tangent.y);
-        for (size_t j = 0; j < ds.size(); ++j) ds[j][i].copy_(tangent.state[j]);
-      }
+      RuleOutput tangent = rule.jvp(input, {dy, std::move(ds), dg, hyperparameters_block(*solver, context, problem, t, input.h, unit)});
+      dy = std::move(tangent.y);
+      ds = std::move(tangent.state);
       point = solver->advance(context, point, t, input.gradient);
     }
   }

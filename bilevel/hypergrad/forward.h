@@ -18,7 +18,7 @@ void read(Section& section, ForwardOptions& options);
 ///   dy' = ∂Φ/∂(y, s, g, h) · (dy, ds, H dy + ∂x∂y g, ∂h/∂x),   ∇F_T = ∂x f + dy_Tᵀ ∂y f
 ///
 /// The same number as `unrolled` to rounding, in memory that does not depend on T: dx vectors like y for dy, as many for each
-/// tensor of the rule's state, and a few more. Costs 2 dx products at each step, and goes through the solve once more, from its
+/// tensor of the rule's state, and a few times that while a step is made. Costs 2 dx products at each step, and goes through the solve once more, from its
 /// start. For a handful of hyperparameters and long inner runs.
 class Forward final : public Estimator {
  public:

@@ -95,8 +95,8 @@ double peak(const Estimator& estimator, int64_t steps) {
 TEST(Forward, TakesMemoryThatDoesNotDependOnT) {
   EXPECT_NEAR(peak(Forward(), 300) / peak(Forward(), 20), 1.0, 0.01);
   EXPECT_GT(peak(Unrolled(), 300), 5 * peak(Unrolled(), 20));
-  // dx × dy numbers for y and for the momentum, and four such blocks of workspace at most.
-  EXPECT_LT(peak(Forward(), 20), 6.5 * 8 * 60 * 60);
+  // dx × dy numbers for y and for the momentum, and eight such blocks of workspace at most: what the objection counts with.
+  EXPECT_LT(peak(Forward(), 20), 10.5 * 8 * 60 * 60);
 }
 
 TEST(Forward, RefusesManyColumnsAndLargeBlocksWithTheirNumbers) {

@@ -17,6 +17,7 @@ Hypergradient Identity::estimate(const EstimatorInput& in) const {
   const at::NoGradGuard no_grad;
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   Hypergradient h = direct_term(in, outer, "F, with step size × identity for the inverse Hessian");
+  h.certificate.bias = "the step size stands for the inverse Hessian";
   h.q = inner_step_size(in) * outer.y;
   h.value = outer.x - in.oracle.linearize_inner(in.x, in.solution.y, in.batch_of_cross_product())->vjp(h.q).x;
   h.certificate.bound_reason = "No bound: the step size stands for the inverse Hessian.";

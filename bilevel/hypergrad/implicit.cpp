@@ -146,7 +146,10 @@ Implicit::Conditions Implicit::conditions(const EstimatorInput& in, Linearizatio
   at.moved = optimality(in.solver, problem, in.x, in.solution.y, given).linearization;
   at.free = at.moved ? at.moved.get() : &given;
   if (problem.has_inner_constraints()) {
-    const double tolerance = options_.kink_tolerance > 0 ? options_.kink_tolerance : in.x.scalar_type() == at::kDouble ? 1e-7 : 1e-4;
+    const at::Tensor& step = in.solution.step_size;
+    const KinkTolerance tolerance{.relative = options_.kink_tolerance > 0 ? options_.kink_tolerance : KinkTolerance::of(in.x.scalar_type()),
+                                  .stationarity = in.solution.stationarity,
+                                  .step = step.defined() ? step.max().item<double>() : 0.0};
     at.active = std::make_unique<ActiveSet>(problem, in.x, in.solution.y, *at.free, tolerance);
   }
   return at;
@@ -260,6 +263,7 @@ Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linear
   std::string fallback;
   const LinearResult linear = solve(in, at, at.project(outer.y), fallback);
 
+  if (options_.gauss_newton || fallback.starts_with("Gauss")) h.certificate.bias = "Gauss–Newton's curvature stands for the Hessian";
   h.q = linear.solution;
   // What the coordinates that do not move owe to x follows from those that do.
   if (at.active) {
@@ -278,6 +282,7 @@ Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linear
 
   check_finite(h, in.solution);
   if (at.active && !at.active->kink().empty()) demote(h, Grade::kBad, at.active->kink());
+  if (at.active && !at.active->doubt().empty()) demote(h, Grade::kWarn, at.active->doubt());
   if (failed(linear.status)) demote(h, Grade::kBad, linear_failure(linear, solver_->name(), options_.gauss_newton) + tried(fallback));
   if (!fallback.empty()) {
     demote(h, Grade::kWarn,

@@ -21,7 +21,7 @@ struct ImplicitOptions {
   bool precondition_by_rule = false;  // by the inner rule's 1/(√v + ε): free, and as good as its estimate of the curvature
   OnIndefinite on_indefinite = OnIndefinite::kStop;
   /// BAD where a coordinate of y is nearer than this to a kink of its constraints, relatively (hypergrad/active_set.h); 0: the
-  /// dtype's, 1e-7 in double and 1e-4 in float. Not read from TOML.
+  /// dtype's, 1e-7 in double and 1e-4 in float. WARN where it is nearer than what the inner solve has left. Not read from TOML.
   double kink_tolerance = 0.0;
   /// WARN above this relative residual: the implicit part is then off by more than about a per cent, times the condition number.
   double residual_warning = 1e-2;

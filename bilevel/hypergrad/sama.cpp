@@ -53,6 +53,7 @@ Hypergradient Sama::estimate(const EstimatorInput& in) const {
           "Sama::estimate: the solution has no last step of an update rule; solve with Sama::trajectory().");
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   Hypergradient h = direct_term(in, outer, "F, with the last step's rule for the inverse Hessian, by differences");
+  h.certificate.bias = "the last step's rule stands for the inverse Hessian";
   h.certificate.bound_reason =
       "No bound: the last step's rule stands for the inverse Hessian, and a difference for the cross product.";
   h.message = "The last step's rule stands for the inverse Hessian; how far that is from the derivative of F is not known.";

@@ -8,10 +8,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <optional>
 
 #include "bilevel/core/error.h"
+#include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
-#include "bilevel/hypergrad/inner_newton.h"
 #include "bilevel/inner/rule_solver.h"
 
 namespace bilevel {
@@ -35,29 +36,33 @@ class AtTheOptimum final : public NamedFunction {
       : in_(in), options_(options), newton_(in, {.dense_dim = options.dense_dim, .products = options.products, .steps = 30}) {
     // The first solve, at x itself, is where those beside it begin.
     reached_ = newton_.solve(in.x, in.solution.y);
-    y_ = newton_.place().y;
-    const double value = outer(in.x, y_);
-    newton_.renew();
-    const at::Tensor q = newton_.inverse().apply_transposed(in.oracle.outer(in.x, y_, in.outer_batch).y, 0.1);
+    y_ = newton_.y();
+    const double value = outer(in.x, y_), left = left_by_rounding();
     newton_.solve(in.x, jittered(y_), options.target);
-    // A residual of the size of rounding stays, in no direction that is known, and moves f by q times as much.
-    const double left = 2 * newton_.rounding_of_r() * length(q) / std::sqrt(static_cast<double>(y_.size(0)));
-    noise_ = std::max(noise_of(value, outer(in.x, newton_.place().y), y_), left);
+    noise_ = std::max(noise_of(value, outer(in.x, newton_.y()), y_), left);
   }
   Value at(const at::Tensor& x) const override {
     Value found;
     found.reached = newton_.solve(x, y_, options_.target) && reached_;
-    found.value = outer(x, newton_.place().y);
+    found.value = outer(x, newton_.y());
     found.noise = noise_;
     return found;
   }
   std::string description() const override { return "the inner problem solved anew"; }
 
  private:
+  // A residual of the size of rounding stays, in no direction that is known, and moves f by q times as much.
+  double left_by_rounding() {
+    if (!reached_ || newton_.dim() == 0) return 0;
+    InnerNewton& newton = newton_.newton();
+    newton.renew();
+    const at::Tensor q = newton.inverse().apply_transposed(newton_.input().oracle.outer(in_.x, newton.place().y, in_.outer_batch).y, 0.1);
+    return 2 * newton.rounding_of_r() * length(q) / std::sqrt(static_cast<double>(newton_.dim()));
+  }
   double outer(const at::Tensor& x, const at::Tensor& y) const { return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>(); }
   const EstimatorInput& in_;
   const SpotCheckOptions& options_;
-  mutable InnerNewton newton_;
+  mutable ActiveSetNewton newton_;
   bool reached_ = false;
   at::Tensor y_;
   double noise_ = 0;
@@ -188,6 +193,39 @@ Measured measure(const at::Tensor& x, const at::Tensor& d, double h, const std::
   return out;
 }
 
+/// The slope along d at the step size where it is known best; none: no solve beside x got where it should.
+std::optional<SpotCheck::Slope> slope_along(const at::Tensor& d, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
+                                            double size, double weight, const SpotCheckOptions& options) {
+  // Far beyond rounding for a large x, and of the size of 1 for others: x may be a logarithm, whatever its value.
+  const double quarter = std::pow(rounding_unit(x), 0.25);
+  const double spread = std::max(1.0, quarter * length(x) / std::sqrt(static_cast<double>(x.size(0))));
+  double h = (options.step > 0 ? options.step : quarter) * spread;
+  std::optional<SpotCheck::Slope> best;
+  for (int64_t i = 0; i < options.tries; ++i) {
+    Measured now = measure(x, d, h, functions);
+    if (!now.reached) {
+      h /= 8;  // a solve beside x may fail because it is too far
+      continue;
+    }
+    // What another h says is a second opinion, also on how certain this one is.
+    if (best) now.slope.uncertainty = std::max(now.slope.uncertainty, std::abs(now.slope.measured - best->measured) / 2);
+    if (!best || now.slope.uncertainty < best->uncertainty) best = now.slope;
+    const double scale = std::max(size, weight * std::abs(best->measured));
+    if (weight * best->uncertainty <= 0.1 * options.off_by_part * scale) break;
+    const double bend = std::abs(now.slope.fine - now.slope.coarse);
+    h *= now.slope.uncertainty > bend ? 8.0 : 0.25;
+  }
+  return best;
+}
+
+/// A known bias is no fault, as long as the value points downhill.
+bool judged_along_itself(const Hypergradient& h) { return !h.certificate.bias.empty() && length(h.value) > 0; }
+
+std::string of_the_bias(const Hypergradient& h, double ratio) {
+  return ratio < 0 ? fmt::format(": it points uphill. A bias is known: {}", h.certificate.bias)
+                   : fmt::format(", {:.3g} times as much. A bias is known: {}", 1 / ratio, h.certificate.bias);
+}
+
 /// A corrected solve at a minimum has come to the same value. With slopes that agree too, this outweighs a rule of thumb on residuals.
 bool vouched_for(const Hypergradient& h) {
   const Certificate& certificate = h.certificate;
@@ -207,14 +245,11 @@ std::vector<std::string> SpotCheckOptions::violations() const {
 std::unique_ptr<NamedFunction> NamedFunction::of(const EstimatorInput& in, const std::string& name, const SpotCheckOptions& options,
                                                  std::string& why) {
   const at::NoGradGuard no_grad;
-  const Problem& problem = in.oracle.problem();
   const auto* rule = dynamic_cast<const RuleSolver*>(&in.solver);
   if (!std::isfinite(in.solution.y.abs().sum().item<double>())) {
     why = "the inner solution is not finite.";
   } else if (name == "F" || name.starts_with("F,")) {
-    if (problem.has_inner_constraints()) {
-      why = "y is constrained, and the check solves for a free y.";
-    } else if (!in.solver.stops_at_stationarity()) {
+    if (!in.solver.stops_at_stationarity()) {
       why = "the inner solver does not stop where the gradient is zero.";
     } else {
       return std::make_unique<AtTheOptimum>(in, options);
@@ -236,13 +271,14 @@ std::unique_ptr<NamedFunction> NamedFunction::of(const EstimatorInput& in, const
   return nullptr;
 }
 
-SpotCheck spot_check(const at::Tensor& value, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
-                     Draw draw, const SpotCheckOptions& options, double standard_error) {
+SpotCheck spot_check(const Hypergradient& estimate, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
+                     Draw draw, const SpotCheckOptions& options) {
   const auto violations = options.violations();
   require(violations.empty(), fmt::format("spot_check: {}.", fmt::join(violations, "; ")));
   const at::NoGradGuard no_grad;
   SpotCheck check;
-  const double size = length(value);
+  const at::Tensor& value = estimate.value;
+  const double size = length(value), standard_error = estimate.certificate.standard_error.value_or(0.0);
   if (!std::isfinite(size)) {
     check.message = "The hypergradient is not finite, so there is nothing to check.";
     return check;
@@ -253,67 +289,48 @@ SpotCheck spot_check(const at::Tensor& value, const at::Tensor& x, const std::ve
   if (size > 0) directions.emplace_back("gradient", value.detach() / size);
   directions.emplace_back("random", z / z.norm());
 
-  // Far beyond rounding for a large x, and of the size of 1 for others: x may be a logarithm, whatever its value.
-  const double eps = rounding_unit(x), spread = std::max(1.0, std::pow(eps, 0.25) * length(x) / std::sqrt(dx));
   bool reached = true;
   double worst = -1;
   std::string worst_direction;
   for (const auto& [name, d] : directions) {
     // How much error one unit of a slope's disagreement stands for.
     const double weight = name == "random" ? std::sqrt(dx) : 1.0;
-    double h = (options.step > 0 ? options.step : std::pow(eps, 0.25)) * spread;
-    Measured best;
-    best.slope.uncertainty = std::numeric_limits<double>::infinity();
-    bool any = false;
-    for (int64_t i = 0; i < options.tries; ++i) {
-      Measured now = measure(x, d, h, functions);
-      if (!now.reached) {
-        h /= 8;  // a solve beside x may fail because it is too far
-        continue;
-      }
-      // What another h says is a second opinion, also on how certain this one is.
-      if (any) now.slope.uncertainty = std::max(now.slope.uncertainty, std::abs(now.slope.measured - best.slope.measured) / 2);
-      any = true;
-      if (now.slope.uncertainty < best.slope.uncertainty) best = now;
-      const double scale = std::max(size, weight * std::abs(best.slope.measured));
-      if (weight * best.slope.uncertainty <= 0.1 * options.off_by_part * scale) break;
-      const double bend = std::abs(now.slope.fine - now.slope.coarse);
-      h *= now.slope.uncertainty > bend ? 8.0 : 0.25;
-    }
-    reached = reached && any;
-    if (!any) continue;
-    best.slope.direction = name;
-    best.slope.predicted = (d.to(at::kDouble) * value.to(at::kDouble)).sum().item<double>();
-    check.slopes.push_back(best.slope);
-    const double off = weight * std::abs(best.slope.predicted - best.slope.measured);
-    const double allowed = 3 * weight * best.slope.uncertainty + 3 * standard_error;
-    const double scale = std::max(size, weight * std::abs(best.slope.measured));
+    std::optional<SpotCheck::Slope> slope = slope_along(d, x, functions, size, weight, options);
+    reached = reached && slope;
+    if (!slope) continue;
+    slope->direction = name;
+    slope->predicted = (d.to(at::kDouble) * value.to(at::kDouble)).sum().item<double>();
+    const double off = weight * std::abs(slope->predicted - slope->measured);
+    const double allowed = 3 * weight * slope->uncertainty + 3 * standard_error;
+    const double scale = std::max(size, weight * std::abs(slope->measured));
     // A slope that is known to no better than what it should show says nothing, unless it contradicts in spite of that.
-    const bool says = weight * best.slope.uncertainty <= options.off_by_part * scale;
+    const bool says = weight * slope->uncertainty <= options.off_by_part * scale;
     const double excess = scale > 0 ? std::max(0.0, off - allowed) / scale : 0.0;
     check.disagreement = std::max(check.disagreement, scale > 0 ? off / scale : 0.0);
     if (says && name == directions.front().first) check.conclusive = true;
-    if (excess > worst) worst = excess, worst_direction = name;
+    if (excess > worst && (name == "gradient" || !judged_along_itself(estimate))) worst = excess, worst_direction = name;
+    check.slopes.push_back(std::move(*slope));
   }
 
-  if (worst > options.off_by_all) {
-    check.grade = Grade::kBad;
-  } else if (worst > options.off_by_part) {
-    check.grade = Grade::kWarn;
-  }
   const std::string how = functions.empty() ? "" : functions.front()->description();
-  if (check.grade != Grade::kOk) {
-    check.conclusive = true;
+  if (worst > options.off_by_part) {
     const auto slope = std::find_if(check.slopes.begin(), check.slopes.end(),
                                     [&](const SpotCheck::Slope& one) { return one.direction == worst_direction; });
-    check.message = fmt::format("The slope along the {} direction is {:.3e} ± {:.1e} ({}), and the hypergradient says {:.3e}.",
-                                worst_direction, slope->measured, slope->uncertainty, how, slope->predicted);
+    const bool uphill = slope->measured + 3 * (slope->uncertainty + standard_error) < 0;
+    check.grade = (judged_along_itself(estimate) ? uphill : worst > options.off_by_all) ? Grade::kBad : Grade::kWarn;
+    check.conclusive = true;
+    check.message = fmt::format("The slope along the {} direction is {:.3e} ± {:.1e} ({}), and the hypergradient says {:.3e}{}.",
+                                worst_direction, slope->measured, slope->uncertainty, how, slope->predicted,
+                                judged_along_itself(estimate) ? of_the_bias(estimate, slope->measured / size) : "");
   } else if (!reached) {
-    check.conclusive = false;
     check.grade = Grade::kWarn;
+    check.conclusive = false;
     check.message = fmt::format("The hypergradient cannot be certified by slopes: {} does not converge beside x.", how);
   } else if (!check.conclusive) {
     check.message = "The hypergradient cannot be certified by slopes: they are too uncertain at the steps that were tried.";
+  } else if (judged_along_itself(estimate)) {
+    check.message = fmt::format("The slope along the hypergradient is what it says to {:.1e} of its size ({}); {}.", std::max(worst, 0.0),
+                                how, estimate.certificate.bias);
   } else {
     check.message = fmt::format("Slopes agree with the hypergradient to {:.1e} of its size ({}).", check.disagreement, how);
   }

@@ -24,7 +24,7 @@ struct SpotCheckOptions {
 /// The function that an estimator says it differentiates, to be evaluated at other x.
 ///
 /// F: the inner problem is solved anew by Newton's method from the y that was reached, on the full batch, with r from the loss
-/// itself. F_T: the inner rule's T steps again, from the same start, with the same batches, step sizes and noise; "last K steps"
+/// itself; under constraints on y by an active-set method (hypergrad/active_set_newton.h). F_T: the inner rule's T steps again, from the same start, with the same batches, step sizes and noise; "last K steps"
 /// holds y_{T−K} fixed. f is taken on the outer batch of `in`, which must stay alive.
 class NamedFunction {
  public:
@@ -45,8 +45,11 @@ class NamedFunction {
 /// Compares dᵀ value with slopes of the mean of `functions` (one for each inner problem) at x, for d = value/‖value‖ and one random
 /// direction from `draw`: central differences at h and h/2, extrapolated (Richardson). Their disagreement with each other says how
 /// far they can be trusted. A slope along a random d stands for √dx times as much error, which is what it has on average.
-SpotCheck spot_check(const at::Tensor& value, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
-                     Draw draw, const SpotCheckOptions& options = {}, double standard_error = 0.0);
+///
+/// A value with a known bias (Certificate::bias) is judged by the slope along itself alone: BAD where that has the other sign, WARN
+/// where it is off by more than off_by_part.
+SpotCheck spot_check(const Hypergradient& h, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
+                     Draw draw, const SpotCheckOptions& options = {});
 
 /// Takes the check into the certificate, and its grade where that is worse. Where neither the check nor the error bound can vouch
 /// for the value, that is a warning. Where slopes agree, and a corrected solve at a minimum does too, a warning is lifted.

@@ -17,7 +17,6 @@
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"
-#include "bilevel/inner/step_size.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/autograd.h"
 
@@ -30,71 +29,36 @@ at::Tensor initial_inner_vjp(const Problem& problem, const at::Tensor& x, int64_
   return gradients(problem.initial_inner(x_leaf, slice), {x_leaf}, y_bar)[0];
 }
 
-// The largest singular value of ∂x∂y g at one point, by power iteration, plus the residual of the last one.
-double cross_norm(Linearization& linearization, const at::Tensor& x) {
-  at::Tensor v = Stream(0, "cross norm").at(0).normal({x.size(0)}).to(x.options());
-  double square = 0, residual = 0;
-  for (int i = 0; i < 15; ++i) {
-    const double norm = v.norm().item<double>();
-    if (!(norm > 0)) return norm;
-    v = v / norm;
-    const at::Tensor w = linearization.vjp(linearization.jvp_x(v)).x;
-    square = v.dot(w).item<double>();
-    residual = (w - square * v).norm().item<double>();
-    v = w;
-  }
-  return std::sqrt(square + residual);
+// The derivative of F_T through all steps, which are done again from the same start, in the memory of √T states; none: they did not
+// repeat themselves.
+std::optional<Hypergradient> through_all_steps(const EstimatorInput& in, const RuleSolver& solver) {
+  if (!in.start.y.defined()) return std::nullopt;
+  const Unrolled all({.memory = Memory::kCheckpoints});
+  InnerSolution again = solver.solve(in.oracle, in.x, in.inner_batch.slice, in.start, all.trajectory());
+  if (again.steps != in.solution.steps || !at::allclose(again.y, in.solution.y)) return std::nullopt;
+  EstimatorInput whole{in.oracle, in.solver, in.x, again, in.inner_batch, in.outer_batch, {}};
+  whole.cold_start = in.cold_start;
+  whole.start = in.start;
+  whole.bound = true;
+  return all.estimate(whole);
 }
 
-// What is left out by stopping at t = T − K, for plain gradient descent of step η on a g with μ ≤ H ≤ L: each step back shrinks ȳ
-// to ρ = max(|1 − ημ|, |1 − ηL|) of itself at most, so that
-//
-//   ‖Σ_{t < T−K} η (∂x∂y g at y_t)ᵀ ȳ_{t+1}‖ ≤ η ‖∂x∂y g‖ ‖ȳ_{T−K}‖ (1 − ρ^{T−K}) / (1 − ρ).
-//
-// L and ‖∂x∂y g‖ are taken at both ends of the steps left out, with a tenth on top for what lies between.
-struct Tail {
-  std::optional<double> bound;
-  std::string reason;
-  double mu = 0;
-};
-
-Tail tail_of(const EstimatorInput& in, const RuleSolver& solver, const Trajectory& trajectory, const at::Tensor& y_bar,
-             Linearization* at_cut) {
-  const Problem& problem = in.oracle.problem();
-  const int64_t left_out = trajectory.first();
-  if (!in.bound) return {std::nullopt, "No bound: none was asked for.", 0};
-  if (solver.name() != "sgd" || solver.rule().slots() > 0) {
-    return {std::nullopt, "No bound: how fast the steps left out fade is known for plain gradient descent alone.", 0};
+// A bound against F_T itself of what goes back through its last steps alone: the steps left out are gone back through once.
+void bound_truncation(Hypergradient& h, const EstimatorInput& in, const RuleSolver& solver, int64_t left_out, double rounding) {
+  if (!in.bound) {
+    h.certificate.bound_reason = "No bound: none was asked for.";
+    return;
   }
-  if (problem.has_rule_hyperparameters() || (in.cold_start && problem.initial_inner_depends_on_outer())) {
-    return {std::nullopt, "No bound: x moves the steps left out by other ways than the inner loss.", 0};
+  const std::optional<Hypergradient> whole = through_all_steps(in, solver);
+  if (!whole || !whole->certificate.error_bound) {
+    h.certificate.bound_reason = "No bound: the steps of the inner solve did not repeat themselves, so the way back through all of them is not known.";
+    return;
   }
-  if (!solver.batch(trajectory.context().first_step, in.inner_batch.slice).full()) {
-    return {std::nullopt, "No bound: nothing is known of the curvature of minibatches.", 0};
-  }
-  const double mu = problem.inner_strong_convexity(in.x) + solver.coupled_weight_decay();
-  if (!(mu > 0))
-    return {std::nullopt, "No bound: no strong convexity of the inner loss is known, so what is left out may not fade.", 0};
-  if (at_cut == nullptr || !in.start.y.defined()) return {std::nullopt, "No bound: the steps left out cannot be looked at.", 0};
-
-  const Batch batch = solver.batch(trajectory.context().first_step, in.inner_batch.slice);
-  const auto at_start = in.oracle.linearize_inner(in.x, in.start.y, batch);
-  const double eta = in.solution.step_size.item<double>();
-  const double L = 1.1 * std::max(largest_curvature(*at_cut), largest_curvature(*at_start)) + solver.coupled_weight_decay();
-  const double rho = std::max(std::abs(1 - eta * mu), std::abs(1 - eta * std::max(mu, L)));
-  const double cross = 1.1 * std::max(cross_norm(*at_cut, in.x), cross_norm(*at_start, in.x));
-  const double norm = y_bar.norm().item<double>();
-  if (!(rho <= 1)) {
-    return {std::nullopt,
-            fmt::format("No bound: with a step size of {:.3g} and a curvature of {:.3g} the steps left out may grow.", eta, L),
-            0};
-  }
-  const double n = static_cast<double>(left_out), sum = rho < 1 ? (1 - std::pow(rho, n)) / (1 - rho) : n;
-  return {eta * cross * norm * sum,
-          fmt::format("The tail of the {} steps left out, which fade like ({:.6g})^t: μ = {:.3g} is known, and L = {:.3g} and "
-                      "‖∂x∂y g‖ = {:.3g} are taken at their ends.",
-                      left_out, rho, mu, L, cross),
-          mu};
+  const double tail = (h.value - whole->value).norm().item<double>();
+  h.certificate.error_bound = tail + rounding + *whole->certificate.error_bound;
+  h.certificate.bound_reason = fmt::format("The {} steps left out would add {:.2e} to the derivative of F_T, as going back through all of them once "
+                                           "says; the rest is rounding.",
+                                           left_out, tail);
 }
 
 }  // namespace
@@ -167,7 +131,6 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   at::Tensor y_bar = outer.y;
   at::Tensor x_bar = outer.x;
   Tensors state_bar(static_cast<size_t>(solver->rule().slots()), at::zeros_like(in.solution.y));
-  std::unique_ptr<Linearization> at_cut;
   at::Tensor norms = x_bar.norm();
   for (int64_t t = trajectory.size() - 1; t >= trajectory.first(); --t) {
     Step step = trajectory.take(t);
@@ -178,7 +141,6 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
     state_bar = std::move(rule.state);
     if (in.bound) norms = norms + loss.x.norm();
     if (problem.has_rule_hyperparameters()) x_bar = x_bar + solver->hyperparameters_vjp(problem, in.x, t, rule.h);
-    if (in.bound && t == trajectory.first()) at_cut = std::move(step.linearization);
   }
   const bool start_counts = trajectory.whole() && in.cold_start && problem.initial_inner_depends_on_outer();
   if (start_counts) x_bar = x_bar + initial_inner_vjp(problem, in.x, in.inner_batch.slice, y_bar);
@@ -193,10 +155,7 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
                                 steps, trajectory.size());
   const double rounding = in.bound ? rounding_of_steps(h.value, steps, norms.item<double>()) : 0.0;
   if (!trajectory.whole()) {
-    const Tail tail = tail_of(in, *solver, trajectory, y_bar, at_cut.get());
-    if (tail.bound) h.certificate.error_bound = *tail.bound + rounding;
-    if (tail.bound) h.certificate.curvature = tail.mu;
-    h.certificate.bound_reason = tail.reason;
+    bound_truncation(h, in, *solver, trajectory.first(), rounding);
   } else if (in.bound) {
     h.certificate.error_bound = rounding;
     h.certificate.bound_reason = "All steps were gone back through: rounding is left.";

@@ -18,7 +18,8 @@ void read(Section& section, UnrolledOptions& options);
 ///
 /// The rule's state (momentum, moments), hyperparameters that x determines, and a start y₀(x) are all differentiated. Exact for
 /// F_T whatever T is; with `steps` = K it is exact for the map from y_{T−K} on, with y_{T−K} held fixed. So is y₀ where it was
-/// carried over from an earlier outer step. Costs a vjp of rule and loss for each step: two to four times the inner solve.
+/// carried over from an earlier outer step. The error bound of a truncated one is
+/// against F_T, by going back through all steps once where a bound is asked for. Costs a vjp of rule and loss for each step: two to four times the inner solve.
 class Unrolled final : public Estimator {
  public:
   explicit Unrolled(UnrolledOptions options = {});

@@ -65,6 +65,7 @@ Hypergradient ZerothOrder::estimate(const EstimatorInput& in) const {
 
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   Hypergradient h = direct_term(in, outer, fmt::format("F_T, smoothed by a Gaussian of σ = {:g}", options_.sigma));
+  h.certificate.bias = "F_T is smoothed";
   h.value = mean.to(in.x.options());
   if (N > 1) h.certificate.standard_error = std::sqrt(squares / (static_cast<double>(N) * static_cast<double>(N - 1)));
   h.certificate.bound_reason = "No bound: a random estimate, whose standard error is given.";

@@ -18,9 +18,10 @@ constexpr double kEps = 1e-6;  // PyTorch's
 
 at::Tensor clipped(const at::Tensor& g, double kappa) { return g * (kappa / (g.norm() + kEps)).clamp_max(1.0); }
 
+// v may be a block.
 at::Tensor derivative(const at::Tensor& g, double kappa, const at::Tensor& v) {
-  const at::Tensor n = g.norm(), s = kappa / (n + kEps);
-  const at::Tensor along = at::where(s < 1, s / (n + kEps) * g.dot(v) / n, at::zeros_like(n));
+  const at::Tensor n = g.norm(), s = kappa / (n + kEps), gv = v.dim() == 1 ? g.dot(v) : v.mv(g).unsqueeze(1);
+  const at::Tensor along = at::where(s < 1, s / (n + kEps) * gv / n, at::zeros_like(n));
   return s.clamp_max(1.0) * v - along * g;
 }
 

@@ -68,9 +68,26 @@ inline RuleCotangent random_tangent(const RuleInput& in, int64_t t) {
   return unflat<RuleCotangent>(in, all);
 }
 
+/// jvp of a block of directions against that of each, in the rule's own form and in the base class's.
+inline void check_blocks(const UpdateRule& rule, const RuleInput& in) {
+  const RuleCotangent first = random_tangent(in, 100 + in.step), second = random_tangent(in, 200 + in.step);
+  const Tensors a = flat(first), b = flat(second);
+  Tensors block;
+  for (size_t i = 0; i < a.size(); ++i) block.push_back(a[i].dim() == 0 ? at::stack({a[i], b[i]}).unsqueeze(1) : at::stack({a[i], b[i]}));
+  const auto both = unflat<RuleCotangent>(in, block);
+  for (const Tensors& pushed : {flat(rule.jvp(in, both)), flat(rule.UpdateRule::jvp(in, both))}) {
+    for (const auto& [row, tangent] : {std::pair<int64_t, const RuleCotangent&>{0, first}, {1, second}}) {
+      const Tensors one = flat(rule.jvp(in, tangent));
+      ASSERT_EQ(pushed.size(), one.size());
+      for (size_t i = 0; i < one.size(); ++i) EXPECT_LT(distance({pushed[i][row]}, {one[i]}), 1e-13 * (1 + size({one[i]})));
+    }
+  }
+}
+
 /// jvp against central differences of `step`, one input at a time; vjp by ⟨w, J dz⟩ = ⟨Jᵀ w, dz⟩, one input at a time; and both
 /// against those of the base class, by autograd through `step`.
 inline void check_derivatives(const UpdateRule& rule, const RuleInput& in) {
+  check_blocks(rule, in);
   const int64_t step = in.step;
   const RuleCotangent tangent = random_tangent(in, step);
   const Tensors inputs = flat(in), directions = flat(tangent);

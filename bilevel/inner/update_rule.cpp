@@ -66,18 +66,35 @@ RuleOutput UpdateRule::jvp(const RuleInput& in, const RuleCotangent& tangent) co
   Tensors w;
   for (const auto& output : graph.outputs) w.push_back(at::zeros_like(output).requires_grad_());
   const Tensors pulled = torch::autograd::grad(graph.outputs, graph.inputs, w, true, true, true);
-  const Tensors directions = flat({tangent.y, tangent.state, tangent.gradient, tangent.h, in.step});
-  Tensors along, tangents;
-  for (size_t i = 0; i < pulled.size(); ++i) {
-    if (!pulled[i].defined() || !pulled[i].requires_grad()) continue;
-    along.push_back(pulled[i]);
-    tangents.push_back(directions[i]);
-  }
-  Tensors out(in.state.size() + 1);
-  for (auto& tensor : out) tensor = at::zeros_like(in.y);
-  if (!along.empty()) {
-    const Tensors pushed = defined(torch::autograd::grad(along, w, tangents, false, false, true), w);
+  const auto push = [&](const Tensors& directions) {
+    Tensors along, tangents, out(in.state.size() + 1);
+    for (size_t i = 0; i < pulled.size(); ++i) {
+      if (!pulled[i].defined() || !pulled[i].requires_grad()) continue;
+      along.push_back(pulled[i]);
+      tangents.push_back(directions[i]);
+    }
+    for (auto& tensor : out) tensor = at::zeros_like(in.y);
+    if (along.empty()) return out;
+    const Tensors pushed = defined(torch::autograd::grad(along, w, tangents, /*retain_graph=*/true, false, true), w);
     for (size_t i = 0; i < pushed.size(); ++i) out[graph.differentiable[i]] = pushed[i];
+    return out;
+  };
+  const Tensors directions = flat({tangent.y, tangent.state, tangent.gradient, tangent.h, in.step});
+  Tensors out;
+  if (tangent.y.dim() == 1) {
+    out = push(directions);
+  } else {
+    std::vector<Tensors> rows(in.state.size() + 1);
+    for (int64_t k = 0; k < tangent.y.size(0); ++k) {
+      Tensors row;
+      for (size_t i = 0; i < directions.size(); ++i) {
+        const at::Tensor &all = directions[i], &like = graph.inputs[i];
+        row.push_back(all.dim() > like.dim() ? all[k].reshape(like.sizes()) : all);
+      }
+      Tensors pushed = push(row);
+      for (size_t j = 0; j < pushed.size(); ++j) rows[j].push_back(std::move(pushed[j]));
+    }
+    for (const Tensors& block : rows) out.push_back(at::stack(block));
   }
   return {out[0], Tensors(out.begin() + 1, out.end())};
 }

@@ -171,7 +171,7 @@ Explanation explain(const Oracle& oracle, const InnerSolver& solver, const at::T
     Linearization& free = moved.linearization ? *moved.linearization : *given;
     std::unique_ptr<ActiveSet> active;
     if (problem.has_inner_constraints()) {
-      active = std::make_unique<ActiveSet>(problem, x, y_s, free, x.scalar_type() == at::kDouble ? 1e-7 : 1e-4);
+      active = std::make_unique<ActiveSet>(problem, x, y_s, free, KinkTolerance{.relative = KinkTolerance::of(x.scalar_type())});
       if (kink.empty()) kink = active->kink();
     }
     Linearization& r = active ? *active : free;

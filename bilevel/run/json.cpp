@@ -33,6 +33,7 @@ Json json_of(const SpotCheck& check) {
 
 Json json_of(const Certificate& certificate) {
   return {{"differentiates", certificate.differentiates},
+          {"bias", certificate.bias.empty() ? Json() : Json(certificate.bias)},
           {"stationarity", certificate.stationarity},
           {"relative_residual", optional(certificate.relative_residual)},
           {"error_bound", optional(certificate.error_bound)},

@@ -253,6 +253,44 @@ def test_random_labels_give_a_warning_and_the_trusted_model(bilevel, tables):
         assert f"accuracy {accuracy_of(summary)['trusted']:.4f}" in predicted.stderr
 
 
+@pytest.fixture
+def saturated(tmp_path):
+    """Two clouds so far apart that every probability is 0 or 1, no ridge to speak of, and one trusted label that is wrong: the inner
+    Hessian is zero, and the linear solve has nothing to go by."""
+    draw = random.Random(1)
+
+    def arrays(stem, n, wrong=()):
+        labels = [i % 2 for i in range(n)]
+        npy(tmp_path / f"{stem}_x.npy", [(2 * label - 1) * 1e4 + draw.gauss(0, 1) for label in labels for _ in range(2)], (n, 2), "d")
+        npy(tmp_path / f"{stem}_y.npy", [1 - label if i in wrong else label for i, label in enumerate(labels)], (n,), "q")
+
+    arrays("noisy", 200)
+    arrays("trusted", 20, wrong=[3])
+    npy(tmp_path / "source.npy", [i // 2 % 2 for i in range(200)], (200,), "q")
+    return ["--data", "noisy_x.npy", "--y", "noisy_y.npy", "--source", "source.npy", "--trusted", "trusted_x.npy", "--trusted-y",
+            "trusted_y.npy", "--set", "reweight.ridge=1e-60"]
+
+
+def test_strict_ends_the_job_with_the_first_bad_hypergradient(bilevel, tmp_path, saturated):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = bilevel("reweight", *saturated, "--strict", "--out", "out", code=1)
+    assert re.search("Stopped at step 0 of learning trust, because --strict was given: The linear solve .cg. met negative curvature", done.stderr)
+    assert done.stdout == "" and sorted(path.name for path in tmp_path.iterdir()) == before
+    # The same without --strict comes to its end, and says that it is BAD.
+    done = bilevel("reweight", *saturated, "--json", "--out", "out", code=1)
+    summary = json.loads(done.stdout)
+    assert summary["status"] == "BAD" and "step 0 of learning trust is BAD" in summary["message"]
+    assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])["status"] == "BAD"
+    # `run` on the configuration is the same job.
+    assert "because --strict was given" in bilevel("run", "out/config.toml", "--strict", "--out", "again", code=1).stderr
+    assert not (tmp_path / "again").exists()
+
+
+def test_strict_does_not_stop_a_job_that_is_good(bilevel, tables):
+    bilevel("reweight", *DATA, *TRUSTED, "--strict", "--out", "out")
+    assert summary_of(tables / "out")["status"] == "OK"
+
+
 def test_without_trusted_rows_it_says_which_to_label(bilevel, tables):
     before = {path.name for path in tables.iterdir()}
     done = bilevel("reweight", *DATA, "--out", "out", code=1)

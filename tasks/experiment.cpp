@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -63,13 +64,13 @@ at::Tensor read_batches(Section& section, int64_t samples) {
   at::Tensor batches = read_npy(path);
   if (batches.dim() != 2 || batches.numel() == 0 || c10::isFloatingType(batches.scalar_type())) {
     section.fail("batches", fmt::format("{} has shape [{}] and dtype {}; whole numbers [T, B] would be right.", path,
-                                      fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
+                                        fmt::join(batches.sizes(), ", "), c10::toString(batches.scalar_type())));
   }
   batches = batches.to(at::kLong);
   const auto lowest = batches.min().item<int64_t>(), highest = batches.max().item<int64_t>();
   if (lowest < 0 || highest >= samples) {
     section.fail("batches",
-               fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
+                 fmt::format("{} names the samples {} to {}, and there are 0 to {}.", path, lowest, highest, samples - 1));
   }
   return batches;
 }
@@ -93,9 +94,13 @@ BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {
 /// After --set has put in another estimator, rule or solver, the file still has the keys of the one before: those that some other
 /// one would know are dropped and told of. What nobody knows stays an error.
 void drop_keys_of_others(Section& section, const std::string& table, const std::string& chosen_by,
-                         const std::vector<std::string>& known, std::vector<std::string>& notes) {
-  for (const std::string& key : section.unread()) {
-    if (section.was_set(key) || std::find(known.begin(), known.end(), key) == known.end()) continue;
+                         const std::function<std::vector<std::string>()>& keys, std::vector<std::string>& notes) {
+  std::vector<std::string> candidates = section.unread();
+  std::erase_if(candidates, [&](const std::string& key) { return section.was_set(key); });
+  if (candidates.empty()) return;  // what the others know takes making them all
+  const std::vector<std::string> known = keys();
+  for (const std::string& key : candidates) {
+    if (std::find(known.begin(), known.end(), key) == known.end()) continue;
     section.erase(key);
     notes.push_back(fmt::format("{0}.{1} is ignored: what --set {0}.{2} has put in does not know it.", table, key, chosen_by));
   }
@@ -171,7 +176,7 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   hypergradient.check(options.violations());
   std::vector<std::string> notes;
   for (const char* key : {"estimator", "solver"}) {
-    if (hypergradient.was_set(key)) drop_keys_of_others(hypergradient, "hypergradient", key, estimator_keys(), notes);
+    if (hypergradient.was_set(key)) drop_keys_of_others(hypergradient, "hypergradient", key, estimator_keys, notes);
   }
   hypergradient.finish();
 
@@ -183,12 +188,12 @@ Experiment::Experiment(Config config, const TaskMaker& make) : config_(std::move
   options.cross_batches =
       batches_of(hypergradient, "cross_batch", cross_batch, problem.inner_samples(), "inner", Stream(seed, "cross batches"));
   options.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
-  if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "rule", outer_keys(), task_.notes);
+  if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "rule", outer_keys, task_.notes);
   outer.finish();
   const at::Tensor batches = read_batches(inner, problem.inner_samples());
   std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
   for (const char* key : {"rule", "solver"}) {
-    if (inner.was_set(key)) drop_keys_of_others(inner, "inner", key, inner_keys(problem), task_.notes);
+    if (inner.was_set(key)) drop_keys_of_others(inner, "inner", key, [&] { return inner_keys(problem); }, task_.notes);
   }
   inner.finish();
 

@@ -97,7 +97,7 @@ def _(work, folder):
 class Sinusoids:
     """One inner problem of k tasks at once, by torch.func.vmap."""
 
-    names = ["W1", "b1", "W2", "b2", "W3", "b3"]
+    names = ("W1", "b1", "W2", "b2", "W3", "b3")
 
     def __init__(self, work):
         self.s = work.s

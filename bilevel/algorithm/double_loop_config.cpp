@@ -85,9 +85,13 @@ std::vector<std::string> outer_keys() {
 }  // namespace
 
 void drop_keys_of_others(Section& section, const std::string& table, const std::string& chosen_by,
-                         const std::vector<std::string>* known, std::vector<std::string>& notes) {
-  for (const std::string& key : section.unread()) {
-    if (section.was_set(key) || (known && std::find(known->begin(), known->end(), key) == known->end())) continue;
+                         const std::function<std::vector<std::string>()>& keys, std::vector<std::string>& notes) {
+  std::vector<std::string> candidates = section.unread();
+  std::erase_if(candidates, [&](const std::string& key) { return section.was_set(key); });
+  if (candidates.empty()) return;  // what the others know takes making them all
+  const std::vector<std::string> known = keys ? keys() : candidates;
+  for (const std::string& key : candidates) {
+    if (std::find(known.begin(), known.end(), key) == known.end()) continue;
     section.erase(key);
     notes.push_back(fmt::format("{}.{} is ignored: what --set {} has put in does not know it.", table, key, chosen_by));
   }
@@ -119,9 +123,9 @@ AlgorithmMaker read_double_loop(Section root, uint64_t seed) {
   hypergradient.read("check_every", options.check_every);
   hypergradient.check(options.violations());
   std::vector<std::string> dropped;
-  const std::vector<std::string> known = estimator_keys();
   for (const char* key : {"estimator", "solver"}) {
-    if (hypergradient.was_set(key)) drop_keys_of_others(hypergradient, "hypergradient", std::string("hypergradient.") + key, &known, dropped);
+    if (!hypergradient.was_set(key)) continue;
+    drop_keys_of_others(hypergradient, "hypergradient", std::string("hypergradient.") + key, estimator_keys, dropped);
   }
   hypergradient.finish();
 
@@ -135,17 +139,13 @@ AlgorithmMaker read_double_loop(Section root, uint64_t seed) {
     loop.cross_batches =
         batches_of(hypergradient, "cross_batch", cross_batch, problem.inner_samples(), "inner", Stream(seed, "cross batches"));
     loop.outer_batches = read_outer_batches(outer, problem.outer_samples(), seed);
-    if (outer.was_set("rule")) {
-      const std::vector<std::string> of_others = outer_keys();
-      drop_keys_of_others(outer, "outer", "outer.rule", &of_others, notes);
-    }
+    if (outer.was_set("rule")) drop_keys_of_others(outer, "outer", "outer.rule", outer_keys, notes);
     outer.finish();
     const at::Tensor batches = read_batches(inner, problem.inner_samples());
     std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
     for (const char* key : {"rule", "solver"}) {
       if (!inner.was_set(key)) continue;
-      const std::vector<std::string> of_others = inner_keys(problem);
-      drop_keys_of_others(inner, "inner", std::string("inner.") + key, &of_others, notes);
+      drop_keys_of_others(inner, "inner", std::string("inner.") + key, [&] { return inner_keys(problem); }, notes);
     }
     inner.finish();
     return std::make_unique<DoubleLoop>(oracle, std::move(solver), estimator, optimizer, std::move(loop));

@@ -15,6 +15,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
@@ -31,7 +32,6 @@ constexpr double kLanczosFailure = 1e-3;
 constexpr double kInexact = 0.3;        // relative residual up to which a solve says how large its solution is
 constexpr double kSampleSafety = 3.0;   // the largest of three samples, against what rounding may do
 
-double length(const at::Tensor& v) { return v.norm().item<double>(); }
 bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<double>()); }
 bool names_F(const Hypergradient& h) { return h.certificate.differentiates == "F" || h.certificate.differentiates.starts_with("F,"); }
 
@@ -72,9 +72,9 @@ Ritz lanczos(const InnerPlace& place, int64_t steps, const at::Tensor& idle) {
     w = w - V.t().mv(overlap);
     w = w - V.t().mv(V.mv(w));
     ritz.steps = k + 1;
-    const double beta = length(w);
+    const double beta = norm_of(w);
     if (!std::isfinite(beta)) break;
-    if (beta <= 10 * rounding_unit(w) * length(overlap)) {
+    if (beta <= 10 * rounding_unit(w) * norm_of(overlap)) {
       ritz.exact = true;
       break;
     }
@@ -94,7 +94,7 @@ Ritz lanczos(const InnerPlace& place, int64_t steps, const at::Tensor& idle) {
 /// value points downhill.
 void judge(Hypergradient& h, const at::Tensor& corrected, double distance, double rest, const BoundOptions& options) {
   if (!names_F(h)) return;
-  const double size = length(corrected), own = length(h.value);
+  const double size = norm_of(corrected), own = norm_of(h.value);
   if (!(distance > options.off_by_half * size) || distance <= rest) return;
   if (!h.certificate.bias.empty()) {
     const double along = h.value.to(at::kDouble).dot(corrected.to(at::kDouble)).item<double>() / own;
@@ -135,10 +135,10 @@ class Certifier {
     sigma_r_ = newton_.rounding_of_r();
     correct();
     if (!finite(value_)) return refuse("the corrected hypergradient is not finite.");
-    const double distance = length(h_.value.to(at::kDouble) - value_.to(at::kDouble));
+    const double distance = norm_of(h_.value.to(at::kDouble) - value_.to(at::kDouble));
     h_.certificate.distance_to_F = distance;
     measure_rounding();
-    const double apart = length(place_->linearized_r() - place_->r), terms = length(place_->jvp_y(place_->y)) + length(place_->r);
+    const double apart = norm_of(place_->linearized_r() - place_->r), terms = norm_of(place_->jvp_y(place_->y)) + norm_of(place_->r);
     if (apart > 100 * sigma_r_ && apart > 1e-3 * terms) {
       refuse("the linearization is not that of the inner loss at this point.");
       demote(h_, Grade::kBad,
@@ -198,7 +198,7 @@ class Certifier {
       const at::Tensor q = q_ + newton_.inverse().apply_transposed(rho, 1e-4);
       Vjp products = place_->vjp(q);
       const at::Tensor left = outer_.y - products.y;
-      const double was = length(rho), now = length(left);
+      const double was = norm_of(rho), now = norm_of(left);
       if (!(now < was)) break;
       q_ = q, both = std::move(products), rho = left;
       if (now > 0.5 * was) break;
@@ -211,8 +211,8 @@ class Certifier {
     const std::unique_ptr<InnerPlace> there = newton_.beside(*place_);
     const Gradients outer = in_.oracle.outer(in_.x, there->y, in_.outer_batch);
     const Vjp products = there->vjp(q_);
-    sigma_rho_ = std::max(kRoundingSafety * length(outer.y - products.y - rho_), eps_ * length(outer_.y));
-    sigma_value_ = std::max(kRoundingSafety * length(outer.x - products.x - value_), eps_ * (length(outer_.x) + length(value_ - outer_.x)));
+    sigma_rho_ = std::max(kRoundingSafety * norm_of(outer.y - products.y - rho_), eps_ * norm_of(outer_.y));
+    sigma_value_ = std::max(kRoundingSafety * norm_of(outer.x - products.x - value_), eps_ * (norm_of(outer_.x) + norm_of(value_ - outer_.x)));
   }
 
   Curvature safe_curvature() {
@@ -223,7 +223,7 @@ class Certifier {
       found.safe = known + in_.solver.coupled_weight_decay();
       found.reason = fmt::format("μ = {:.2e}, which the problem guarantees", found.safe);
     }
-    const double r = length(place_->r) + sigma_r_;
+    const double r = norm_of(place_->r) + sigma_r_;
     double local = 0, change = 0;  // the smallest curvature at y₁, and how fast it changes along y
     std::string how;
     at::Tensor u;
@@ -292,9 +292,9 @@ class Certifier {
       return found;
     }
     // The third derivative along u twice is the gradient of the smallest eigenvalue.
-    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    const double s = std::cbrt(eps_) * (1 + norm_of(place_->y));
     const InnerPlace there(in_, in_.x, place_->y + s * u);
-    change = 2 * length(there.jvp_y(u) - place_->jvp_y(u)) / s;
+    change = 2 * norm_of(there.jvp_y(u) - place_->jvp_y(u)) / s;
     // r falls to zero within a distance of about r/μ; the curvature must not have changed much by then (Kantorovich).
     if (change * r <= 0.125 * local * local) {
       found.safe = std::max(found.safe, local - 2 * change * r / local);
@@ -311,7 +311,7 @@ class Certifier {
     const at::Tensor q = newton_.inverse().apply_transposed(w, 0.3 * kInexact);
     const Vjp both = place_->vjp(q);
     Mw = both.x;
-    return length(w - both.y) <= kInexact * length(w);
+    return norm_of(w - both.y) <= kInexact * norm_of(w);
   }
 
   /// Derivatives of ∂x f − (∂x r)ᵀ q₁ and of ρ along the unit vector p, by a difference.
@@ -319,7 +319,7 @@ class Certifier {
     at::Tensor V, W;
   };
   Along along(const at::Tensor& p) const {
-    const double s = std::cbrt(eps_) * (1 + length(place_->y));
+    const double s = std::cbrt(eps_) * (1 + norm_of(place_->y));
     const InnerPlace there(in_, in_.x, place_->y + s * p);
     const Gradients outer = in_.oracle.outer(in_.x, there.y, in_.outer_batch);
     const Vjp products = there.vjp(q_);
@@ -329,19 +329,19 @@ class Certifier {
   /// ‖(−V + M W) (∂y r)⁻¹ δ‖: what a residual δ of r changes in φ. False as above.
   bool effect_of(const at::Tensor& delta, double& effect) const {
     const at::Tensor step = newton_.inverse().apply(delta, 0.3 * kInexact);
-    const double size = length(step);
-    if (!(size > 0) || !(length(delta - place_->jvp_y(step)) <= kInexact * length(delta))) return size == 0;
+    const double size = norm_of(step);
+    if (!(size > 0) || !(norm_of(delta - place_->jvp_y(step)) <= kInexact * norm_of(delta))) return size == 0;
     const Along change = along(step / size);
     at::Tensor MW;
     if (!apply_M(change.W, MW)) return false;
-    effect = std::max(effect, size * length(MW - change.V));
+    effect = std::max(effect, size * norm_of(MW - change.V));
     return true;
   }
 
   /// A bound of ‖v₁ − ∇F‖: of what the known ρ and r(y₁) change, and rounding as random vectors of its size would change it.
   /// Where the inverse cannot be had, the norms of its factors.
   double remainder(const Curvature& curvature) {
-    const double r = length(place_->r), mu = curvature.safe;
+    const double r = norm_of(place_->r), mu = curvature.safe;
     double rest = 0;
     if (curvature.local && sampled_remainder(rest)) return rest;
 
@@ -349,26 +349,26 @@ class Certifier {
     double M = 0;
     at::Tensor u = Stream(0, "cross derivative").at(0).normal({in_.x.size(0)}).to(in_.x.options());
     for (int64_t i = 0; i < kPowerSteps; ++i) {
-      const double size = length(u);
+      const double size = norm_of(u);
       if (!(size > 0)) break;
       const at::Tensor w = place_->jvp_x(u / size);
-      M = std::max(M, length(w));
+      M = std::max(M, norm_of(w));
       u = place_->vjp(w).x;
     }
     M *= kPowerSafety / mu;
     // Along the way that y has come, and from there on by power steps on the symmetric W.
     double V = 0, W = 0;
     at::Tensor p = place_->y - in_.solution.y;
-    if (!(length(p) > 0)) p = random(0);
+    if (!(norm_of(p) > 0)) p = random(0);
     for (int64_t i = 0; i < options_.probes; ++i) {
-      const double size = length(p);
+      const double size = norm_of(p);
       if (!(size > 0) || !std::isfinite(size)) break;
       const Along change = along(p / size);
-      V = std::max(V, length(change.V)), W = std::max(W, length(change.W));
+      V = std::max(V, norm_of(change.V)), W = std::max(W, norm_of(change.W));
       p = change.W;
     }
     W *= kPowerSafety, V *= 2 * kPowerSafety;
-    return M * (length(rho_) + sigma_rho_) + (V + M * W) * (r + sigma_r_) / mu + sigma_value_;
+    return M * (norm_of(rho_) + sigma_rho_) + (V + M * W) * (r + sigma_r_) / mu + sigma_value_;
   }
 
   bool sampled_remainder(double& rest) const {
@@ -377,18 +377,18 @@ class Certifier {
     if (!apply_M(rho_, M_rho) || !effect_of(place_->r, known)) return false;
     for (int64_t i = 0; i < options_.probes; ++i) {
       const at::Tensor z = random(i);
-      if (!effect_of(z * (sigma_r_ / length(z)), rounding) || !apply_M(z * (sigma_rho_ / length(z)), M_sample)) return false;
-      of_rho = std::max(of_rho, length(M_sample));
+      if (!effect_of(z * (sigma_r_ / norm_of(z)), rounding) || !apply_M(z * (sigma_rho_ / norm_of(z)), M_sample)) return false;
+      of_rho = std::max(of_rho, norm_of(M_sample));
     }
     // The inverse is that of a matrix with rounding in it, and few samples have been drawn.
-    rest = (1 + kInexact) * (length(M_rho) + known) + kSampleSafety * (rounding + of_rho) + sigma_value_;
+    rest = (1 + kInexact) * (norm_of(M_rho) + known) + kSampleSafety * (rounding + of_rho) + sigma_value_;
     return std::isfinite(rest);
   }
 
   /// Whether y* has the active set that y₁ has: the forces that hold coordinates, and the distances of the others from bounds and kinks,
   /// against what r(y₁) and rounding may change in them. `how` says so, or why not.
   bool active_set_is_certain(const Curvature& curvature, std::string& how) const {
-    const double r = length(place_->r) + sigma_r_;
+    const double r = norm_of(place_->r) + sigma_r_;
     const Margins here = on_->margins(in_.x, on_->y(in_.x, place_->y));
     at::Tensor force = at::zeros_like(here.force), slack = force;  // how far they may be off
     const auto grow = [](at::Tensor& off, const at::Tensor& a, const at::Tensor& b) {
@@ -396,7 +396,7 @@ class Certifier {
     };
     for (int64_t i = 0; i < options_.probes; ++i) {
       at::Tensor step = random(i);
-      step = curvature.local ? newton_.inverse().apply(step * (r / length(step)), 0.1) : step * (r / curvature.safe / length(step));
+      step = curvature.local ? newton_.inverse().apply(step * (r / norm_of(step)), 0.1) : step * (r / curvature.safe / norm_of(step));
       const Margins there = on_->margins(in_.x, on_->y(in_.x, place_->y + step));
       grow(force, here.force, there.force), grow(slack, here.slack, there.slack);
     }
@@ -449,13 +449,13 @@ void certify_where_all_is_held(Hypergradient& h, const EstimatorInput& in, const
   const Margins here = on.margins(in.x, y);
   const double least = here.force.min().item<double>(), off = 32 * rounding_unit(y) * here.scale;
   const at::Tensor value = on.input().oracle.outer(in.x, on.input().solution.y, in.outer_batch).x;
-  const double distance = length(h.value.to(at::kDouble) - value.to(at::kDouble));
+  const double distance = norm_of(h.value.to(at::kDouble) - value.to(at::kDouble));
   h.certificate.distance_to_F = distance;
   if (!(least > off)) {
     h.certificate.bound_reason = fmt::format("No bound: all of y is held, and the least force, {:.1e} ± {:.1e}, is not certain.", least, off);
     return;
   }
-  const double rest = 32 * rounding_unit(y) * (length(value) + length(h.direct));
+  const double rest = 32 * rounding_unit(y) * (norm_of(value) + norm_of(h.direct));
   h.certificate.error_bound = distance + rest;
   h.certificate.bound_reason = fmt::format("All of y is held by constraints, the least firmly by a force of {:.1e} ± {:.1e}: the value is {:.2e} "
                                            "from what they give, and rounding of {:.2e} is left.",

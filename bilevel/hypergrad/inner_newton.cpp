@@ -9,6 +9,7 @@
 #include <limits>
 #include <tuple>
 
+#include "bilevel/core/norm.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/optimality.h"
 
@@ -16,8 +17,6 @@ namespace bilevel {
 namespace {
 
 constexpr int64_t kBlock = 64;  // products at a time
-
-double length(const at::Tensor& v) { return v.norm().item<double>(); }
 
 class DenseInverse final : public InnerInverse {
  public:
@@ -125,12 +124,12 @@ void InnerNewton::renew() {
 bool InnerNewton::is_idle(const at::Tensor& directions) const {
   const at::Tensor N = directions.to(place_->y.scalar_type()).t();
   const double share = std::max(1e-6, 100 * rounding_unit(place_->y) * std::sqrt(static_cast<double>(place_->y.size(0))));
-  const auto blind = [&](const at::Tensor& v) { return length(N.mv(v)) <= share * length(v); };
+  const auto blind = [&](const at::Tensor& v) { return norm_of(N.mv(v)) <= share * norm_of(v); };
   for (int64_t i = 0; i < 2; ++i) {
     Draw draw = Stream(0, "idle directions").at(i);
     const at::Tensor u = draw.normal({place_->x.size(0)}).to(place_->x.options());
     const at::Tensor p = draw.normal({place_->y.size(0)}).to(place_->y.options());
-    const InnerPlace there(in_, place_->x, place_->y + (0.1 * (1 + length(place_->y)) / length(p)) * p);
+    const InnerPlace there(in_, place_->x, place_->y + (0.1 * (1 + norm_of(place_->y)) / norm_of(p)) * p);
     if (!blind(place_->jvp_x(u)) || !blind(there.jvp_x(u)) || !blind(there.r)) return false;
     if (!blind(in_.oracle.outer(there.x, there.y, in_.outer_batch).y)) return false;
   }
@@ -147,25 +146,25 @@ std::unique_ptr<InnerPlace> InnerNewton::beside(const InnerPlace& place) const {
 double InnerNewton::rounding_at(const InnerPlace& place) const {
   const std::unique_ptr<InnerPlace> there = beside(place);
   const at::Tensor difference = there->r - place.r - place.jvp_y(there->y - place.y);
-  return std::max(kRoundingSafety * length(difference), rounding_unit(place.y) * length(place.jvp_y(place.y)));
+  return std::max(kRoundingSafety * norm_of(difference), rounding_unit(place.y) * norm_of(place.jvp_y(place.y)));
 }
 
 bool InnerNewton::solve(const at::Tensor& x, const at::Tensor& y, double target) {
   place_ = std::make_unique<InnerPlace>(in_, x, y);
   renewed_ = false;
-  const double start = length(place_->r);
+  const double start = norm_of(place_->r);
   if (!std::isfinite(start)) return false;
   sigma_ = rounding_at(*place_);
   if (inverse_ == nullptr || !dense_) renew();
   for (int64_t i = 0; i < options_.steps; ++i) {
-    const double before = length(place_->r);
+    const double before = norm_of(place_->r);
     if (before <= std::max(sigma_, target * start)) return true;
     const at::Tensor step = inverse_->apply(place_->r, 1e-3);
     std::unique_ptr<InnerPlace> next;
     double after = 0;
     for (double t = 1.0; t > 0.05; t /= 2) {
       next = std::make_unique<InnerPlace>(in_, x, place_->y - t * step);
-      after = length(next->r);
+      after = norm_of(next->r);
       if (after <= (1 - 0.3 * t) * before) break;
       next.reset();
       if (!renewed_) break;  // a chord that fails wants a new matrix, not a shorter step
@@ -180,7 +179,7 @@ bool InnerNewton::solve(const at::Tensor& x, const at::Tensor& y, double target)
     if (after > 0.1 * before || !dense_) renew();
   }
   sigma_ = rounding_at(*place_);
-  return length(place_->r) <= std::max(30 * sigma_, std::max(target, 1e-3) * start);
+  return norm_of(place_->r) <= std::max(30 * sigma_, std::max(target, 1e-3) * start);
 }
 
 }  // namespace bilevel

@@ -11,14 +11,13 @@
 #include <optional>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"
 
 namespace bilevel {
 namespace {
-
-double length(const at::Tensor& v) { return v.norm().item<double>(); }
 
 /// y moved by some units in the last place: what it changes is noise.
 at::Tensor jittered(const at::Tensor& y) {
@@ -57,7 +56,7 @@ class AtTheOptimum final : public NamedFunction {
     InnerNewton& newton = newton_.newton();
     newton.renew();
     const at::Tensor q = newton.inverse().apply_transposed(newton_.input().oracle.outer(in_.x, newton.place().y, in_.outer_batch).y, 0.1);
-    return 2 * newton.rounding_of_r() * length(q) / std::sqrt(static_cast<double>(newton_.dim()));
+    return 2 * newton.rounding_of_r() * norm_of(q) / std::sqrt(static_cast<double>(newton_.dim()));
   }
   double outer(const at::Tensor& x, const at::Tensor& y) const { return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>(); }
   const EstimatorInput& in_;
@@ -76,7 +75,7 @@ class AfterSteps final : public NamedFunction {
     point_ = start();
     for (int64_t t = 0; t < first_; ++t) point_ = solver_.replay(context(in.x), point_, t);
     const at::Tensor y = run(in.x, point_);
-    repeats_ = length(y - in.solution.y) <= 1e-3 * length(in.solution.y) + 1e-12;
+    repeats_ = norm_of(y - in.solution.y) <= 1e-3 * norm_of(in.solution.y) + 1e-12;
     Point other = point_;
     other.y = jittered(other.y);
     noise_ = noise_of(outer(in.x, y), outer(in.x, run(in.x, other)), y);
@@ -198,7 +197,7 @@ std::optional<SpotCheck::Slope> slope_along(const at::Tensor& d, const at::Tenso
                                             double size, double weight, const SpotCheckOptions& options) {
   // Far beyond rounding for a large x, and of the size of 1 for others: x may be a logarithm, whatever its value.
   const double quarter = std::pow(rounding_unit(x), 0.25);
-  const double spread = std::max(1.0, quarter * length(x) / std::sqrt(static_cast<double>(x.size(0))));
+  const double spread = std::max(1.0, quarter * norm_of(x) / std::sqrt(static_cast<double>(x.size(0))));
   double h = (options.step > 0 ? options.step : quarter) * spread;
   std::optional<SpotCheck::Slope> best;
   for (int64_t i = 0; i < options.tries; ++i) {
@@ -219,7 +218,7 @@ std::optional<SpotCheck::Slope> slope_along(const at::Tensor& d, const at::Tenso
 }
 
 /// A known bias is no fault, as long as the value points downhill.
-bool judged_along_itself(const Hypergradient& h) { return !h.certificate.bias.empty() && length(h.value) > 0; }
+bool judged_along_itself(const Hypergradient& h) { return !h.certificate.bias.empty() && norm_of(h.value) > 0; }
 
 std::string of_the_bias(const Hypergradient& h, double ratio) {
   return ratio < 0 ? fmt::format(": it points uphill. A bias is known: {}", h.certificate.bias)
@@ -229,7 +228,7 @@ std::string of_the_bias(const Hypergradient& h, double ratio) {
 /// A corrected solve at a minimum has come to the same value. With slopes that agree too, this outweighs a rule of thumb on residuals.
 bool vouched_for(const Hypergradient& h) {
   const Certificate& certificate = h.certificate;
-  return certificate.curvature && certificate.distance_to_F && *certificate.distance_to_F <= 0.1 * length(h.value);
+  return certificate.curvature && certificate.distance_to_F && *certificate.distance_to_F <= 0.1 * norm_of(h.value);
 }
 
 }  // namespace
@@ -278,7 +277,7 @@ SpotCheck spot_check(const Hypergradient& estimate, const at::Tensor& x, const s
   const at::NoGradGuard no_grad;
   SpotCheck check;
   const at::Tensor& value = estimate.value;
-  const double size = length(value), standard_error = estimate.certificate.standard_error.value_or(0.0);
+  const double size = norm_of(value), standard_error = estimate.certificate.standard_error.value_or(0.0);
   if (!std::isfinite(size)) {
     check.message = "The hypergradient is not finite, so there is nothing to check.";
     return check;
@@ -344,7 +343,7 @@ void take(Hypergradient& h, SpotCheck check) {
     h.grade = Grade::kOk;
     h.message = fmt::format("{} (Before: {})", check.message, h.message);
   } else if (!check.conclusive && h.grade == Grade::kOk) {
-    const double size = length(h.value);
+    const double size = norm_of(h.value);
     if (!h.certificate.error_bound || !(*h.certificate.error_bound <= 0.1 * size)) {
       demote(h, Grade::kWarn, fmt::format("{} Nor does an error bound vouch for it.", check.message));
     }

@@ -171,13 +171,14 @@ CertificateSummary summarise(const std::vector<CertificateCase>& cases) {
   for (const CertificateCase& one : cases) {
     ++sum.cases;
     const bool alarm = one.grade != Grade::kOk && !one.uncertain();
+    const bool wrong = !(one.named_error <= 0.1 * one.norm);
     if (!one.damage.empty()) {
       ++sum.damaged;
       sum.caught += alarm;
       sum.damaged_uncertain += one.uncertain();
+      sum.damaged_right += one.grade == Grade::kOk && !wrong;
       continue;
     }
-    const bool wrong = !(one.named_error <= 0.1 * one.norm);
     ++sum.undamaged;
     sum.alarms += alarm;
     sum.false_alarms += alarm && !wrong;

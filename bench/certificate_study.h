@@ -42,6 +42,7 @@ struct CertificateSummary {
   double median_tightness = 0;                                      // bound/error of undamaged convex cases
   double share_within_ten = 0;                                      // of them with a bound of at most ten errors
   int64_t damaged = 0, caught = 0, damaged_uncertain = 0;           // uncertain: warned of, but not called wrong
+  int64_t damaged_right = 0;                                        // called OK, and the value is right to 10 % all the same
   int64_t undamaged = 0, alarms = 0, false_alarms = 0;              // false: the value is right to 10 %
   int64_t undamaged_uncertain = 0, missed_errors = 0;               // missed: off by more than 10 %, and graded OK
 };

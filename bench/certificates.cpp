@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
   fmt::print("no bound, convex undamaged      {} of {} ({:.1f} %)\n", sum.no_bound, sum.convex, share(sum.no_bound, sum.convex));
   fmt::print("damage caught                   {} of {} ({:.1f} %)\n", sum.caught, sum.damaged, share(sum.caught, sum.damaged));
   fmt::print("  or not certified, with WARN   {}\n", sum.damaged_uncertain);
+  fmt::print("  or OK, and right to 10 %      {}\n", sum.damaged_right);
   fmt::print("alarms on undamaged problems    {} of {} ({:.1f} %)\n", sum.alarms, sum.undamaged, share(sum.alarms, sum.undamaged));
   fmt::print("  where the value is right      {} ({:.1f} %)\n", sum.false_alarms, share(sum.false_alarms, sum.undamaged));
   fmt::print("not certified, with WARN        {} ({:.1f} %)\n", sum.undamaged_uncertain, share(sum.undamaged_uncertain, sum.undamaged));
@@ -64,6 +65,7 @@ int main(int argc, char** argv) {
                        {"damaged", sum.damaged},
                        {"caught", sum.caught},
                        {"damaged_uncertain", sum.damaged_uncertain},
+                       {"damaged_right", sum.damaged_right},
                        {"undamaged", sum.undamaged},
                        {"alarms", sum.alarms},
                        {"false_alarms", sum.false_alarms},

@@ -75,6 +75,7 @@ class Constrained final : public WithData<Constrained> {
 /// A point that satisfies the conditions of a minimum, and ∇F there.
 struct Solved {
   at::Tensor y, gradient;
+  int64_t free = 0;  // coordinates, less equalities
   bool known = false;
 };
 
@@ -98,20 +99,25 @@ class OneSet {
     const int64_t m = c_.equality.defined() ? c_.equality.size(0) : 0, k = static_cast<int64_t>(free_.size());
     at::Tensor u = at::zeros({k + m}, at::kDouble), J;
     Solved out;
-    double before = std::numeric_limits<double>::infinity();
     if (k < m) return out;
-    for (int i = 0; i < 40 && k > 0; ++i) {
+    double start = 0, left = 0;
+    for (int i = 0; i < 100 && k > 0; ++i) {
       const at::Tensor at_u = leaf(u), psi = conditions(at_u);
+      left = length(psi.detach());
+      if (i == 0) start = left;
       J = at::zeros({k + m, k + m}, at::kDouble);
       for (int64_t j = 0; j < k + m; ++j) J[j].copy_(gradients(psi[j], {at_u}, {}, /*retain_graph=*/true)[0]);
       const auto [step, info] = at::linalg_solve_ex(J, psi.detach());
       if (info.item<int>() != 0 || !std::isfinite(length(step))) return out;
-      u = u - step;
-      if (length(step) <= 1e-15 * (1 + length(u)) || (i >= 3 && length(step) > 0.5 * before)) break;  // rounding is left
-      before = length(step);
+      double t = 1.0;
+      while (t > 1e-3 && !(length(conditions(u - t * step).detach()) < (1 - 0.3 * t) * left)) t /= 2;
+      if (t <= 1e-3) break;  // rounding is left
+      u = u - t * step;
     }
+    if (!(left <= 1e-11 * (start + length(u)))) return out;
     if (!is_minimum(u)) return out;
     out.known = true;
+    out.free = k - m;
     out.y = y_of(u, x_).detach();
     const at::Tensor moving = k > 0 ? u - at::linalg_solve(J, conditions(u)) : u;  // as a function of x
     out.gradient = gradients(problem_.outer_loss(x_, y_of(moving, x_), {}), {x_})[0];
@@ -250,9 +256,16 @@ CertificateCase constrained_case(int64_t seed) {
   found.damage = seed % 3 == 0 ? kDamages[drawn.damage] : "";
   found.estimator = drawn.which == 1 ? "implicit dense" : "implicit cg";
 
-  const Constrained problem(draw, drawn.kind, found.condition, drawn.dtype);
-  const auto twin = problem.twin();
-  const Solved exact = reference(static_cast<const Constrained&>(*twin));
+  // With nothing free no product counts, and damage to it is none.
+  std::unique_ptr<Constrained> drawn_problem;
+  std::unique_ptr<StudyProblem> twin;
+  Solved exact;
+  for (int i = 0; i < 50 && exact.free < 2; ++i) {
+    drawn_problem = std::make_unique<Constrained>(draw, drawn.kind, found.condition, drawn.dtype);
+    twin = drawn_problem->twin();
+    exact = reference(static_cast<const Constrained&>(*twin));
+  }
+  const Constrained& problem = *drawn_problem;
   const AutodiffOracle honest(problem);
   const at::Tensor optimum = exact.known ? exact.y : twin->y0;
   InnerSolution solution = solve(honest, problem, optimum, draw, found.damage);

@@ -45,7 +45,7 @@ CertificateCase unrolled_case(int64_t seed) {
   CertificateCase found;
   found.seed = seed;
   const Drawn drawn = draw_case(draw, found);
-  const int64_t steps = 20 + draw.integers(180, {1}).item<int64_t>();
+  const int64_t steps = 10 + draw.integers(50, {1}).item<int64_t>();
   const int64_t last = drawn.which == 1 ? std::max<int64_t>(1, steps / 8 + draw.integers(7 * steps / 8, {1}).item<int64_t>()) : steps;
   found.problem = kProblems[drawn.kind];
   found.damage = seed % 3 == 0 ? kDamages[drawn.damage % 5] : "";

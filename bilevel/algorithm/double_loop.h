@@ -30,7 +30,8 @@ struct DoubleLoopOptions {
   BatchPlan cross_batches = {};  // of its product with ∂x r: one drawn apart from the others keeps the product of both unbiased
   int64_t variance_samples = 1;  // N draws of these batches at an outer step: their mean moves x, their spread is reported
   uint64_t seed = 0;             // of losses that draw random numbers, and of the directions of spot checks
-  int64_t bound_every = 0;       // outer steps between two error bounds, which cost a few hypergradients each; 0: never
+  int64_t bound_every = 0;       // outer steps between two error bounds; 0: never. Runs of the command take 20: with 650 inner variables that
+                                 // is 27 % more oracle calls where 100 inner steps are done, and 45 % with L-BFGS; 10 costs twice as much
   int64_t check_every = 0;       // outer steps between two spot checks, eight to thirty inner solves each; 0: never
   BoundOptions bound = {};
   SpotCheckOptions check = {};

@@ -118,7 +118,7 @@ AlgorithmMaker read_double_loop(Section root, uint64_t seed) {
   hypergradient.read("hvp_batch", hvp_batch);
   hypergradient.read("cross_batch", cross_batch);
   hypergradient.read("variance_samples", options.variance_samples);
-  options.bound_every = 10;
+  options.bound_every = 20;
   hypergradient.read("bound_every", options.bound_every);
   hypergradient.read("check_every", options.check_every);
   hypergradient.check(options.violations());

@@ -48,7 +48,8 @@ class UpdateRule {
 
   virtual RuleOutput step(const RuleInput& in) const = 0;
   virtual RuleCotangent vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const;
-  /// The derivative of (y', s') along `tangent`, whose fields hold the directions.
+  /// The derivative of (y', s') along `tangent`, whose fields hold the directions. They may be blocks of k directions, row by row: [k, dy],
+  /// and [k, 1] for a scalar of h; what is no block counts for every row. The result then is a block.
   virtual RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const;
 
   /// w of a weight decay that is added to the gradient, from the options; 0 where x determines it.

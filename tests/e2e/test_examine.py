@@ -192,9 +192,9 @@ def test_doctor_looks_at_the_problem_inside_a_job(bilevel, job, tmp_path):
     assert reference["direct_norm"] == 0
     own = next(trial for trial in diagnosis["trials"] if trial["configured"])
     assert own["name"].startswith("implicit cg 8") and own["error"] < 0.05
-    # The other problem of the same shape, with another ridge, has another hypergradient.
-    other = json.loads(bilevel("doctor", directory / "config.toml", "--set", "reweight.ridge=0.006", "--seconds", "10", "--json").stdout)
-    assert abs(other["reference"]["norm"] / reference["norm"] - 1) > 0.05
+    # Another ridge makes another problem of the same shape.
+    other = json.loads(bilevel("doctor", directory / "config.toml", "--set", "reweight.ridge=0.3", "--seconds", "10", "--json").stdout)
+    assert other["reference"]["norm"] < 0.5 * reference["norm"]
     # What the job has is no [hypergradient], so there is nothing to paste into it.
     assert diagnosis["recommendation"]["toml"] == "" and "To paste" not in (tmp_path / "doctor.html").read_text()
     assert "Scatter chart" in (tmp_path / "doctor.html").read_text()

@@ -171,7 +171,7 @@ TEST_F(ExperimentTest, RefusesToResumeWithOtherData) {
   run_experiment(experiment, at("run"), front);
   const Experiment other(config({"data.inner.count=39"}));
   write_file(at("run/config.toml"), other.text());
-  EXPECT_THAT(message([&] { resume_experiment(at("run")); }), HasSubstr("have the data changed?"));
+  EXPECT_THAT(message([&] { resume_experiment(at("run")); }), HasSubstr("other shapes, dtypes or data"));
 }
 
 TEST(Experiment, IgnoresKeysOfTheEstimatorThatSetHasReplacedAndSaysSo) {

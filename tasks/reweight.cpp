@@ -438,11 +438,11 @@ class Job {
 
   /// [n], in 0…1: the mean rank of three confidences in the given labels, the first with the weight λ, the others with ½ each.
   ///
-  /// λ says how well self-confidence tells planted errors from right labels beside the posterior: the ratio of their errors 1 − AUC,
-  /// doubled because the planted errors are the posterior's own idea of errors; at most 1.
+  /// λ = min(1, (2.5 ρ)²), ρ the posterior's error 1 − AUC on planted errors over that of self-confidence. The 2.5 makes up for their
+  /// being the posterior's own idea of errors, and the square keeps a self-confidence out that has learned the sources' mistakes.
   at::Tensor combined(const at::Tensor& self, const at::Tensor& probability, const at::Tensor& correct, const PlantedErrors& auc) const {
-    const double own = 1 - auc.self_confidence, other = 1 - auc.posterior;
-    const double lambda = own > 2 * other ? 2 * other / own : 1.0;
+    const double own = 1 - auc.self_confidence, other = 2.5 * (1 - auc.posterior);
+    const double lambda = own > other ? other * other / (own * own) : 1.0;
     const at::Tensor sum = lambda * ranks(-self) + 0.5 * ranks(-probability) + 0.5 * ranks(-correct);
     return sum / ((1 + lambda) * static_cast<double>(n_));
   }

@@ -172,7 +172,7 @@ class Clinic {
   struct Exact {
     at::Tensor value, direct;
     double residual = 0;
-    bool failed = false;
+    bool failed = false, cut_off = false;  // cut off: failed for want of time or memory, which says nothing about the problem
     std::string how;
   };
   Exact exact(std::vector<InnerSolution>& solutions, double until) const;
@@ -189,7 +189,7 @@ class Clinic {
   Cost solve_cost_;
   at::Tensor reference_;  // double; undefined: none
   at::Tensor stopped_;    // the implicit hypergradient at the y that was reached, solved exactly; undefined: not known
-  bool indefinite_ = false, singular_ = false;
+  bool indefinite_ = false, singular_ = false, cut_off_ = false;
   Diagnosis out_;
 };
 
@@ -349,7 +349,7 @@ Clinic::Exact Clinic::exact(std::vector<InnerSolution>& solutions, double until)
   EstimatorSettings settings = {{"estimator", "\"implicit\""}};
   settings = with(settings, "solver", dense ? "\"dense\"" : symmetric ? "\"cg\"" : "\"gmres\"");
   if (!dense) {
-    settings = with(settings, "iterations", "250");
+    settings = with(settings, "iterations", "60");  // at a time, so that a slow machine has something before its time is up
     settings = with(settings, "tolerance", "1e-11");
     for (const char* value : {"\"problem\"", "true"}) {  // the name of the option that takes Problem::inner_preconditioner
       for (const char* key : {"preconditioner", "precondition"}) {
@@ -374,7 +374,7 @@ Clinic::Exact Clinic::exact(std::vector<InnerSolution>& solutions, double until)
         h = estimator->estimate(in);
       } catch (const CutOff&) {
         if (!h.value.defined()) {
-          out.failed = true;
+          out.failed = out.cut_off = true;
           return out;
         }
         break;
@@ -451,7 +451,7 @@ bool Clinic::implicit_reference() {
   say("the reference: at the y that the inner solve reached");
   const Exact at_reached = exact(reached, begun + 0.35 * share);
   if (!at_reached.failed) stopped_ = at_reached.value;
-  if (at_reached.failed && !out_.reference.eigenvalues) indefinite_ = true;
+  if (at_reached.failed && !at_reached.cut_off && !out_.reference.eigenvalues) indefinite_ = true;
   if (indefinite_) return false;
 
   say("the reference: the inner problem solved on");
@@ -463,6 +463,7 @@ bool Clinic::implicit_reference() {
   }
   say("the reference: its linear system");
   const Exact found = exact(polished, begun + share);
+  cut_off_ = found.cut_off;
   if (found.failed) return false;
   reference_ = found.value;
   Diagnosis::Reference& reference = out_.reference;
@@ -523,10 +524,9 @@ void Clinic::look_for_traps() {
   const Diagnosis::Reference& reference = out_.reference;
   const auto trap = [this](std::string sentence) { out_.traps.push_back(std::move(sentence)); };
   if (reference.how.empty()) {
-    trap(
-        "No reference could be had: the inner Hessian is indefinite or there is no optimality condition to differentiate, and "
-        "the inner "
-        "solve cannot be unrolled in the time given. Nothing is said about errors.");
+    trap(cut_off_ ? "No reference could be had in the time given (--seconds). Nothing is said about errors."
+                  : "No reference could be had: the inner Hessian is indefinite or there is no optimality condition to "
+                    "differentiate, and the inner solve cannot be unrolled in the time given. Nothing is said about errors.");
   } else if (!reference.trusted) {
     trap(
         fmt::format("The reference itself is not solved to the end (‖r‖ = {:.1e}, residual {:.1e}): errors below about its own "

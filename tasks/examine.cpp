@@ -14,7 +14,6 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/npy.h"
 #include "bilevel/report/png.h"
-#include "tasks/experiment.h"
 #include "tasks/reweight_job.h"
 #include "tasks/supervised.h"
 
@@ -80,13 +79,13 @@ bool has_dtype(const Experiment& experiment) {
 
 }  // namespace
 
-Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
+Diagnosis examine(Config config, int64_t after, const DoctorOptions& options, const TaskMaker& make) {
   refuse_jobs(config, "doctor");
   require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
   Section root = config.root();
   const std::vector<std::string> keys =
       root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
-  const Experiment experiment(std::move(config));
+  const Experiment experiment(std::move(config), make);
   const DoubleLoop& algorithm = experiment.algorithm();
   State state = algorithm.init();
   if (after > 0) {
@@ -102,21 +101,21 @@ Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
   std::unique_ptr<Experiment> precise;
   if (subject.x.scalar_type() != at::kDouble) {
     require(has_dtype(experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
-    precise = std::make_unique<Experiment>(copy_of(experiment, {"problem.dtype=\"float64\""}));
+    precise = std::make_unique<Experiment>(copy_of(experiment, {"problem.dtype=\"float64\""}), make);
     subject.precise = &precise->oracle();
     subject.precise_solver = &precise->algorithm().solver();
   }
   return diagnose(subject, options);
 }
 
-PlanMaker plan_maker(Config config) {
+PlanMaker plan_maker(Config config, const TaskMaker& make) {
   refuse_jobs(config, "plan");
   // The first run is made from the configuration itself, the others from its complete text.
   auto complete = std::make_shared<std::string>();
-  return [config = std::move(config), complete](const std::vector<std::string>& sets) {
+  return [config = std::move(config), complete, make](const std::vector<std::string>& sets) {
     Config own = complete->empty() ? config : Config::parse(*complete, "the configuration");
     for (const std::string& set : sets) own.set(set);
-    const auto experiment = std::make_shared<const Experiment>(std::move(own));
+    const auto experiment = std::make_shared<const Experiment>(std::move(own), make);
     if (complete->empty()) *complete = experiment->text();
     PlanSubject subject;
     subject.algorithm = &experiment->algorithm();
@@ -137,12 +136,6 @@ PlanMaker plan_maker(Config config) {
 
 namespace {
 
-/// x and the inner solution at it.
-struct RunPoint {
-  at::Tensor x, y;
-  int64_t step = 0;
-};
-
 /// The point after `step` updates, by doing again what was not kept.
 RunPoint replay(const Experiment& experiment, State state, int64_t step, const ProgressOptions& options) {
   DriverOptions driver = experiment.driver_options();
@@ -158,7 +151,8 @@ RunPoint replay(const Experiment& experiment, State state, int64_t step, const P
   return {result.state.tensor("x"), result.state.tensor("y"), step};
 }
 
-RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wanted, const ProgressOptions& progress) {
+RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wanted, const ProgressOptions& progress,
+                  const TaskMaker& make) {
   const fs::path path(directory);
   const auto summary = fs::exists(path / "summary.json")
                            ? nlohmann::json::parse(read_file((path / "summary.json").string()), nullptr, false)
@@ -168,7 +162,7 @@ RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wa
   if (finished && wanted.value_or(last) == last) {
     return {read_npy((path / "x.npy").string()), read_npy((path / "y.npy").string()), last};
   }
-  const Experiment experiment(Config::load((path / "config.toml").string()));
+  const Experiment experiment(Config::load((path / "config.toml").string()), make);
   const int64_t most = finished ? last : experiment.driver_options().steps;
   require(!wanted || (*wanted >= 0 && *wanted <= most),
           fmt::format("--step {} is not in this run; it has the steps 0 to {}.", wanted.value_or(0), most));
@@ -218,24 +212,27 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
 
 }  // namespace
 
-Explanation explain_run(const ExplainRequest& request) {
+Explanation explain_run(const ExplainRequest& request, const TaskMaker& make) {
   const std::string config_file = (fs::path(request.directory) / "config.toml").string();
   require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
   refuse_jobs(Config::load(config_file), "explain");
-  const RunPoint point = point_of(request.directory, request.step, request.progress);
+  const RunPoint point = point_of(request.directory, request.step, request.progress, make);
+  return explain_point(Config::load(config_file), point, request.hyperparameter, request.options, make);
+}
 
-  Config config = Config::load(config_file);
+Explanation explain_point(Config config, const RunPoint& point, const std::string& hyperparameter, const ExplainOptions& options,
+                          const TaskMaker& make) {
   if (config.root().section("problem").has("dtype")) config.set("problem.dtype=\"float64\"");
-  const Experiment experiment(std::move(config));
+  const Experiment experiment(std::move(config), make);
   const Problem& problem = experiment.problem();
   const at::Tensor start = problem.initial_outer();
-  require(point.x.sizes() == start.sizes(), fmt::format("{}: x has {} elements and the problem {}; have the data changed?",
-                                                        request.directory, point.x.numel(), start.numel()));
+  require(point.x.sizes() == start.sizes(), fmt::format("The run's x has {} elements and the problem's {}; have the data changed?",
+                                                        point.x.numel(), start.numel()));
   const auto dtype = start.scalar_type();
-  const int64_t index = element_index(problem.outer_layout(), request.hyperparameter);
+  const int64_t index = element_index(problem.outer_layout(), hyperparameter);
   const at::Tensor y = point.y.to(dtype);
   Explanation explanation =
-      explain(experiment.oracle(), experiment.algorithm().solver(), point.x.to(dtype), y, index, request.options);
+      explain(experiment.oracle(), experiment.algorithm().solver(), point.x.to(dtype), y, index, options);
   explanation.step = point.step;
   explanation.start = start[index].item<double>();
   if (y.dim() == 1) describe_samples(explanation, experiment.task(), y);

@@ -130,6 +130,13 @@ def implicit_layer(
     Returns:
         A function of x. Its result can be differentiated once, in reverse and in forward mode, and it can stand under
         ``torch.vmap``, which calls the solver for each element.
+
+    Raises:
+        ValueError: when it is differentiated, where optimality(x, y) has not as many elements as y. A poor linear solve is a
+            warning. What solver and optimality raise comes out as it is.
+
+    Source: the implicit function theorem, dy/dx = −(∂y r)⁻¹ ∂x r; M. Blondel et al., *Efficient and modular implicit
+    differentiation*, NeurIPS 2022.
     """
     return Layer(
         solver,
@@ -158,6 +165,11 @@ def fixed_point_layer(
         solver: in place of the plain iteration y ← map(x, y), which ends where a step is shorter than ``stop`` relative to y; a
             warning tells where ``iterations`` did not suffice.
         options: as for :func:`implicit_layer`.
+
+    Returns:
+        A function of x as :func:`implicit_layer` gives, with r = y − map(x, y).
+
+    Source: S. Bai, J. Z. Kolter, V. Koltun, *Deep equilibrium models*, NeurIPS 2019.
     """
 
     def iterate(x: Any) -> Any:
@@ -187,8 +199,12 @@ def root_layer(
     Args:
         f: ``f(x, y)``, of the structure and shapes of y.
         y0: ``y0(x)``: where the search starts.
-        solver: in place of Newton's method with a dense Jacobian, whose steps are halved until ‖f‖ falls.
+        solver: in place of Newton's method with a dense Jacobian, whose steps are halved until ‖f‖ falls; it ends at
+            ‖f‖ ≤ ``stop`` (1 + ‖y‖), and a warning tells where ``iterations`` did not suffice.
         options: as for :func:`implicit_layer`.
+
+    Returns:
+        A function of x as :func:`implicit_layer` gives, with r = f.
     """
 
     def newton(x: Any) -> Any:

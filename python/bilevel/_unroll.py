@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -70,8 +70,8 @@ def unroll(
     *,
     x: Optional[Variables] = None,
     memory: str = "graphs",
+    budget: Union[int, str] = 0,
     truncate: int = 0,
-    options: Optional[Mapping[str, Any]] = None,
     **hyperparameters: Any,
 ) -> Any:
     """y after ``steps`` steps of ``rule`` on ``loss``, as a differentiable function of y0, x and the rule's hyperparameters.
@@ -86,14 +86,24 @@ def unroll(
         y0: where training starts: a tensor, a dictionary of tensors, or a module.
         steps: T.
         x: what the loss depends on besides y.
-        memory: "graphs" (fastest), "states" or "checkpoints" (∝ √T).
+        memory: what is kept of the T steps for the way back. "graphs": each step's graph, the fastest; "states": each step's y and
+            state of the rule, one more gradient a step; "checkpoints": about 2√T of these, or what ``budget`` allows, and the steps
+            between them again. All give the same numbers.
+        budget: with "checkpoints", the most bytes that training and the way back may allocate together, as a number or as
+            "200MB"; 0: none. Graphs or states are kept where they fit, else as many checkpoints as do (Griewank & Walther 2000).
         truncate: differentiate the last so many steps only; 0: all.
-        options: further keys of [hypergradient] for the unrolled estimator, such as the byte budget of checkpoints.
         hyperparameters: of the rule: ``lr=0.1, momentum=0.9``. Tensors get a gradient: a scalar, one value for each step ([T], T ≠ dy), or
             one for each element of y ([dy]).
 
     Returns:
         The structure of y0: a tensor or a dictionary of tensors.
+
+    Raises:
+        bilevel.Error: for an unknown rule or option, and for a budget that not even one checkpoint fits into, saying the least that
+            would do. ValueError for a hyperparameter of another shape. What the loss raises comes out as it is.
+
+    Source: D. Maclaurin, D. Duvenaud, R. Adams, *Gradient-based hyperparameter optimization through reversible learning*, ICML 2015;
+    docs/algorithms/unrolled.md.
     """
     ys = Structure(y0, "y0")
     xs = None if x is None else Structure(x, "x")
@@ -110,7 +120,7 @@ def unroll(
     fixed = {name: value for name, value in hyperparameters.items() if name not in fed}
     tables = {
         "inner": {"rule": rule, "steps": steps, **fixed},
-        "hypergradient": {"memory": memory, "steps": truncate, **(options or {})},
+        "hypergradient": {"memory": memory, "steps": truncate, **({"budget": budget} if budget else {})},
     }
     engine = _engine.Unroll(problem, assignments(tables))
     reached = _Unroll.apply(engine, torch.cat(list(pieces.values())))  # type: ignore[no-untyped-call]

@@ -123,11 +123,14 @@ Told explain_at(const py::object& spec, const std::vector<std::string>& assignme
 }
 
 struct PythonExperiment {
-  PythonExperiment(const py::object& spec, const std::vector<std::string>& assignments)
-      : make(maker(spec)), experiment(config_of(assignments), make) {}
-  TaskMaker make;
   Experiment experiment;
 };
+
+std::unique_ptr<PythonExperiment> make_experiment(const py::object& spec, const std::vector<std::string>& assignments) {
+  const TaskMaker make = maker(spec);
+  const py::gil_scoped_release no_gil;  // a budget is metered on a step
+  return std::unique_ptr<PythonExperiment>(new PythonExperiment{Experiment(config_of(assignments), make)});
+}
 
 py::dict to_dict(const Cost& cost) {
   py::dict d;
@@ -231,7 +234,7 @@ PYBIND11_MODULE(_engine, m) {
   py::register_exception<Error>(m, "Error", PyExc_ValueError);
 
   py::class_<PythonExperiment>(m, "Experiment")
-      .def(py::init<py::object, std::vector<std::string>>())
+      .def(py::init(&make_experiment))
       .def("hypergradient", &hypergradient)
       .def("config", [](const PythonExperiment& e) { return e.experiment.text(); })
       .def("minimize",

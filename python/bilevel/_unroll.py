@@ -20,14 +20,11 @@ class _UnrolledProblem(Problem):
     def __init__(
         self, loss: Callable[..., Tensor], everything: Structure, x: Optional[Structure], y: Structure, fed: list[str], steps: int
     ) -> None:
-        super().__init__(self._split_loss, self._split_loss, everything, y)
+        super().__init__(_no_loss, _no_loss, everything, y)
         self._loss_of_user, self._user_x, self._fed, self._steps = loss, x, fed, steps
         self._at = 0 if x is None else x.size
         self.has_initial_inner = True
         self.has_rule_hyperparameters = bool(fed)
-
-    def _split_loss(self, x: Any, y: Any) -> Tensor:  # never called: inner_loss is overridden
-        raise NotImplementedError
 
     def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         y_seen = self._y.seen_by_loss(y)
@@ -45,6 +42,10 @@ class _UnrolledProblem(Problem):
             found.append((name, value[0] if size == 1 else value[min(t, size - 1)] if size == self._steps else value))
             offset += size
         return found
+
+
+def _no_loss(x: Any, y: Any) -> Tensor:  # never called: inner_loss is overridden, and the outer loss is the engine's
+    raise NotImplementedError
 
 
 class _Unroll(torch.autograd.Function):

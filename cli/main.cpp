@@ -2,6 +2,8 @@
 #include <cstdio>
 #include <exception>
 
+#include <dlfcn.h>
+
 #include <c10/util/Exception.h>
 #include <c10/util/Flags.h>
 #include <fmt/format.h>
@@ -32,6 +34,7 @@ int run(const bilevel::cli::Action& action) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);  // of a CUDA build, where a wheel's command is not linked with it
   FLAGS_caffe2_log_level = 2;  // errors only: stderr is for what this program has to say
   CLI::App app("Nested (bilevel) optimisation: learn hyperparameters, weights of data and more by hypergradient.", "bilevel");
   app.require_subcommand(1);

@@ -57,8 +57,9 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE
     "${LibTorch_INCLUDE_DIR}" "${LibTorch_INCLUDE_DIR}/torch/csrc/api/include")
   target_compile_definitions(LibTorch::LibTorch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
-  if(LibTorch_CUDA_LIBRARY)
-    # Nothing refers to torch_cuda by name: it registers its kernels when it is loaded, so the linker must not drop it.
+  # Nothing refers to torch_cuda by name: it registers its kernels when it is loaded, so the linker must not drop it. A wheel goes
+  # without, so that it loads with a CPU build of the same release too: Python has loaded torch_cuda, and the command asks for it.
+  if(LibTorch_CUDA_LIBRARY AND NOT SKBUILD)
     target_link_options(LibTorch::LibTorch INTERFACE
       "-Wl,--push-state,--no-as-needed,${LibTorch_CUDA_LIBRARY},${LibTorch_C10_CUDA_LIBRARY},--pop-state")
   endif()

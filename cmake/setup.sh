@@ -43,12 +43,13 @@ required=(
 )
 headers=$("$python" -c 'import sys, sysconfig; print("libpython%d.%d-dev" % sys.version_info[:2], sysconfig.get_path("include"))')
 [ -e "${headers#* }/Python.h" ] || required+=("${headers% *} ${headers#* /usr/}/Python.h")
-optional=("dataset-fashion-mnist share/datasets/fashion-mnist")  # the demonstration falls back on the embedded digits
+optional=("dataset-fashion-mnist share/datasets/fashion-mnist The demonstration will use the embedded handwritten digits.")
+[ -z "$root" ] || optional+=("ccache bin/ccache The wheel's test will compile the engine a second time." "mold bin/mold Linking will take longer.")
 
 missing_of() {  # prints the packages whose file is not there
   local entry package file
   for entry in "$@"; do
-    read -r package file <<<"$entry"
+    read -r package file _ <<<"$entry"
     [ -e "/usr/$file" ] || [ -e "$deps/$file" ] || printf '%s\n' "$package"
   done
 }
@@ -86,11 +87,11 @@ mapfile -t missing < <(missing_of "${required[@]}")
 if [ ${#missing[@]} -gt 0 ]; then
   timed "Debian packages ${missing[*]}" get_packages "${missing[@]}" || { tail -n 5 "$log" >&2; fail "Could not get ${missing[*]}; see $log."; }
 fi
-mapfile -t missing < <(missing_of "${optional[@]}")
-if [ ${#missing[@]} -gt 0 ]; then
-  timed "Debian package ${missing[*]}" get_packages "${missing[@]}" ||
-    say "${missing[*]} cannot be had: the demonstration will use the embedded handwritten digits."
-fi
+for entry in "${optional[@]}"; do
+  read -r package _ without <<<"$entry"
+  [ -n "$(missing_of "$entry")" ] || continue
+  timed "Debian package $package" get_packages "$package" || say "$package cannot be had. $without"
+done
 
 # --- Python: the tools in a virtual environment ---
 if ! "$build/venv/bin/python" -c 'import pip' 2>/dev/null; then
@@ -103,8 +104,10 @@ if ! "$build/venv/bin/python" -c 'import pip' 2>/dev/null; then
   }
 fi
 pip_install() { "$build/venv/bin/python" -m pip --disable-pip-version-check -q install "$@" >>"$log" 2>&1; }
-"$build/venv/bin/python" -c 'import cmake, matplotlib, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff' 2>/dev/null ||
-  timed "Python packages cmake, matplotlib, mkdocs, mypy, ninja, numpy, pybind11, pytest, ruff" pip_install cmake matplotlib mkdocs mypy ninja numpy pybind11 pytest ruff ||
+tools=(cmake ipykernel matplotlib mkdocs mypy nbclient ninja numpy pandas pybind11 pytest ruff scikit-build-core tqdm)
+modules=$(IFS=,; printf '%s' "${tools[*]}")
+modules=${modules//-/_}
+"$build/venv/bin/python" -c "import $modules" 2>/dev/null || timed "Python packages ${tools[*]}" pip_install "${tools[@]}" ||
   { tail -n 5 "$log" >&2; fail "pip could not install them; see $log."; }
 
 # --- A browser, in which the report is tested ---

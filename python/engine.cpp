@@ -6,14 +6,20 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "bilevel/algorithm/registry.h"
+#include "bilevel/core/bytes.h"
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/linear/registry.h"
 #include "bilevel/problem/fingerprint.h"
+#include "bilevel/report/doctor_report.h"
+#include "bilevel/report/explain_report.h"
+#include "bilevel/report/plan_report.h"
+#include "bilevel/report/terminal.h"
 #include "bilevel/run/json.h"
 #include "python/layers.h"
 #include "python/problem.h"
+#include "tasks/examine.h"
 #include "tasks/experiment.h"
 
 namespace py = pybind11;
@@ -28,30 +34,102 @@ Config config_of(const std::vector<std::string>& assignments) {
   return config;
 }
 
+/// A Python object that is copied and dropped without the GIL.
+std::shared_ptr<const py::object> shared(const py::object& object) {
+  return {new py::object(object), [](const py::object* held) {
+            const py::gil_scoped_acquire gil;
+            delete held;
+          }};
+}
+
 /// An experiment on Python losses.
 ///
-/// The problem takes the place of [problem] and [data].
+/// The problem takes the place of [problem] and [data]; dtype = "float64" asks for the same problem in double.
 TaskMaker maker(const py::object& spec) {
-  return [spec](const Config& config, c10::Device) {
+  return [held = shared(spec)](const Config& config, c10::Device) {
     const py::gil_scoped_acquire gil;
     Section section = config.root().section("problem");
-    std::string task = "python";
+    const auto own = held->attr("dtype").cast<std::string>();
+    std::string task = "python", dtype = own;
     section.read("task", task);
+    section.read_choice("dtype", dtype, {"float32", "float64"});
     section.finish();
     Task made;
     made.name = "python";
-    made.identity = spec.attr("identity").cast<std::string>();
-    made.problem = std::make_unique<PythonProblem>(spec);
+    made.identity = held->attr("identity").cast<std::string>();
+    made.problem = std::make_unique<PythonProblem>(dtype == own ? *held : held->attr("in_double")());
     return made;
   };
 }
 
+std::function<void(const std::string&, double)> progress_of(const py::object& tell) {
+  return [held = shared(tell)](const std::string& doing, double fraction) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    (*held)(doing, fraction);
+  };
+}
+
+/// What `bilevel doctor`, `plan` and `explain` print: as JSON, and as text for people.
+using Told = std::pair<std::string, std::string>;
+constexpr int kTextWidth = 100;
+
+Told doctor(const py::object& spec, const std::vector<std::string>& assignments, double seconds, const py::object& progress) {
+  const TaskMaker make = maker(spec);
+  DoctorOptions options;
+  options.seconds = seconds;
+  options.progress = progress_of(progress);
+  const py::gil_scoped_release no_gil;
+  const Diagnosis diagnosis = examine(config_of(assignments), 0, options, make);
+  Report report = doctor_report(diagnosis, "Python losses");
+  std::erase_if(report.sections, [](const Report::Section& section) { return section.title == "Messages"; });
+  return {doctor_json(diagnosis), render_terminal(report, kTextWidth)};
+}
+
+/// `memory` as in `bilevel plan --memory`; empty: no limit.
+Told plan(const py::object& spec, const std::vector<std::string>& assignments, const std::string& memory,
+          const py::object& progress) {
+  const TaskMaker make = maker(spec);
+  PlanOptions options;
+  if (!memory.empty()) options.limit = parse_bytes(memory);
+  options.progress = progress_of(progress);
+  const py::gil_scoped_release no_gil;
+  const Plan plan = make_plan(plan_maker(config_of(assignments), make), options);
+  return {plan_json(plan, 0), render_terminal(plan_report(plan, "Python losses"), kTextWidth)};
+}
+
+Told told(const Explanation& explanation) {
+  Report report;
+  report.sections.push_back(explanation_section(explanation));
+  return {to_json(explanation), render_terminal(report, kTextWidth)};
+}
+
+/// `spec` is None for a run of the command.
+Told explain_directory(const std::string& directory, const py::object& spec, const std::string& hyperparameter,
+                       const std::optional<int64_t>& step, int64_t top) {
+  const TaskMaker make = spec.is_none() ? TaskMaker(make_task) : maker(spec);
+  const py::gil_scoped_release no_gil;
+  return told(explain_run({directory, hyperparameter, step, {}, {.most_samples = top}}, make));
+}
+
+Told explain_at(const py::object& spec, const std::vector<std::string>& assignments, const RunPoint& point,
+                const std::string& hyperparameter, int64_t top) {
+  const TaskMaker make = maker(spec);
+  Config config = config_of(assignments);
+  config.set("problem.dtype=\"float64\"");
+  const py::gil_scoped_release no_gil;
+  return told(explain_point(std::move(config), point, hyperparameter, {.most_samples = top}, make));
+}
+
 struct PythonExperiment {
-  PythonExperiment(const py::object& spec, const std::vector<std::string>& assignments)
-      : make(maker(spec)), experiment(config_of(assignments), make) {}
-  TaskMaker make;
   Experiment experiment;
 };
+
+std::unique_ptr<PythonExperiment> make_experiment(const py::object& spec, const std::vector<std::string>& assignments) {
+  const TaskMaker make = maker(spec);
+  const py::gil_scoped_release no_gil;  // a budget is metered on a step
+  return std::unique_ptr<PythonExperiment>(new PythonExperiment{Experiment(config_of(assignments), make)});
+}
 
 py::dict to_dict(const Cost& cost) {
   py::dict d;
@@ -151,12 +229,11 @@ std::vector<std::string> names_of(const Rows& rows) {
 PYBIND11_MODULE(_engine, m) {
   using namespace bilevel;
   using namespace bilevel::python;
-  m.attr("torch_version") = BILEVEL_TORCH_VERSION;
   m.attr("version") = BILEVEL_VERSION;
   py::register_exception<Error>(m, "Error", PyExc_ValueError);
 
   py::class_<PythonExperiment>(m, "Experiment")
-      .def(py::init<py::object, std::vector<std::string>>())
+      .def(py::init(&make_experiment))
       .def("hypergradient", &hypergradient)
       .def("config", [](const PythonExperiment& e) { return e.experiment.text(); })
       .def("minimize",
@@ -180,6 +257,13 @@ PYBIND11_MODULE(_engine, m) {
       result = resume_experiment(directory, front, make);
     }
     return to_dict(result);
+  });
+  m.def("doctor", &doctor);
+  m.def("plan", &plan);
+  m.def("explain_directory", &explain_directory);
+  m.def("explain_at", [](const py::object& spec, const std::vector<std::string>& assignments, const at::Tensor& x,
+                         const at::Tensor& y, int64_t step, const std::string& hyperparameter, int64_t top) {
+    return explain_at(spec, assignments, {x, y, step}, hyperparameter, top);
   });
   py::class_<Unroll>(m, "Unroll")
       .def(py::init([](const py::object& spec, const std::vector<std::string>& options) {

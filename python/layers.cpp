@@ -17,6 +17,7 @@ at::Tensor Pullback::outer_loss(const at::Tensor& /*x*/, const at::Tensor& y, co
 }
 
 Unroll::Unroll(py::object spec, Config options) : problem_(std::move(spec)), oracle_(problem_) {
+  const py::gil_scoped_release no_gil;  // a budget is metered on a step
   Section root = options.root(), inner = root.section("inner"), hypergradient = root.section("hypergradient");
   solver_ = make_inner_solver(inner, problem_, problem_.initial_outer(), 0, {});
   estimator_ = make_estimator("unrolled", hypergradient);

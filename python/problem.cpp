@@ -40,6 +40,7 @@ PythonProblem::PythonProblem(py::object spec) : spec_(std::move(spec)) {
   has_optimality_ = spec_.attr("has_optimality_map").cast<bool>();
   symmetric_ = spec_.attr("symmetric").cast<bool>();
   has_metrics_ = spec_.attr("has_metrics").cast<bool>();
+  has_sample_losses_ = spec_.attr("has_sample_losses").cast<bool>();
   random_ = spec_.attr("random").cast<bool>();
 }
 
@@ -60,6 +61,10 @@ at::Tensor PythonProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, c
 
 at::Tensor PythonProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   return call("outer_loss", x, y, batch);
+}
+
+at::Tensor PythonProblem::outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  return call("outer_sample_losses", x, y, batch);
 }
 
 at::Tensor PythonProblem::optimality_map(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

@@ -29,6 +29,8 @@ class PythonProblem : public Problem {
   bool has_optimality_map() const override { return has_optimality_; }
   at::Tensor optimality_map(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   bool optimality_map_is_symmetric() const override { return symmetric_; }
+  bool has_outer_sample_losses() const override { return has_sample_losses_; }
+  at::Tensor outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   std::vector<Constraint> outer_constraints() const override { return constraints_; }
   std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor& y) const override;
 
@@ -41,7 +43,7 @@ class PythonProblem : public Problem {
   std::vector<Constraint> constraints_;
   int64_t inner_samples_ = 0, outer_samples_ = 0;
   bool has_initial_ = false, has_rule_hyperparameters_ = false, has_optimality_ = false, symmetric_ = false, has_metrics_ = false,
-       random_ = false;
+       has_sample_losses_ = false, random_ = false;
 };
 
 }  // namespace bilevel::python

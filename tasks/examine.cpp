@@ -15,7 +15,6 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/npy.h"
 #include "bilevel/report/png.h"
-#include "tasks/experiment.h"
 #include "tasks/job.h"
 #include "tasks/reweight_job.h"
 #include "tasks/supervised.h"
@@ -136,7 +135,7 @@ Diagnosis examine_trust(Config config, int64_t after, const DoctorOptions& optio
   return examine(setting_of(trust.data), setting_of(in_double(trust.data)), after, options);
 }
 
-Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& options) {
+Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& options, const TaskMaker& make) {
   Section root = config.root();
   const std::vector<std::string> keys =
       root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
@@ -144,22 +143,22 @@ Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& 
     return Setting{.owner = experiment, .oracle = &experiment->oracle(), .loop = &experiment->double_loop("`bilevel doctor`"),
                    .start = experiment->algorithm().init()};
   };
-  const auto experiment = std::make_shared<const Experiment>(std::move(config));
+  const auto experiment = std::make_shared<const Experiment>(std::move(config), make);
   Setting setting = setting_of(experiment), precise;
   setting.configured = configured(keys, experiment->text());
   if (setting.start.tensor("x").scalar_type() != at::kDouble) {
     require(has_dtype(*experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
-    precise = setting_of(std::make_shared<const Experiment>(copy_of(*experiment, {"problem.dtype=\"float64\""})));
+    precise = setting_of(std::make_shared<const Experiment>(copy_of(*experiment, {"problem.dtype=\"float64\""}), make));
   }
   return examine(setting, precise, after, options);
 }
 
 }  // namespace
 
-Diagnosis examine(Config config, int64_t after, const DoctorOptions& options) {
+Diagnosis examine(Config config, int64_t after, const DoctorOptions& options, const TaskMaker& make) {
   require(after >= 0, fmt::format("after = {} is negative; 0 or more outer steps would be right.", after));
   return describes_trust(config, "doctor") ? examine_trust(std::move(config), after, options)
-                                           : examine_experiment(std::move(config), after, options);
+                                           : examine_experiment(std::move(config), after, options, make);
 }
 
 namespace {
@@ -182,14 +181,14 @@ PlanMaker trust_plan_maker(Config config) {
 
 }  // namespace
 
-PlanMaker plan_maker(Config config) {
+PlanMaker plan_maker(Config config, const TaskMaker& make) {
   if (describes_trust(config, "plan")) return trust_plan_maker(std::move(config));
   // The first run is made from the configuration itself, the others from its complete text.
   auto complete = std::make_shared<std::string>();
-  return [config = std::move(config), complete](const std::vector<std::string>& sets) {
+  return [config = std::move(config), complete, make](const std::vector<std::string>& sets) {
     Config own = complete->empty() ? config : Config::parse(*complete, "the configuration");
     for (const std::string& set : sets) own.set(set);
-    const auto experiment = std::make_shared<const Experiment>(std::move(own));
+    const auto experiment = std::make_shared<const Experiment>(std::move(own), make);
     if (complete->empty()) *complete = experiment->text();
     PlanSubject subject;
     subject.algorithm = &experiment->algorithm();
@@ -214,12 +213,6 @@ PlanMaker plan_maker(Config config) {
 
 namespace {
 
-/// x and the inner solution at it.
-struct RunPoint {
-  at::Tensor x, y;
-  int64_t step = 0;
-};
-
 /// The point after `step` updates, by doing again what was not kept.
 RunPoint replay(const Experiment& experiment, State state, int64_t step, const ProgressOptions& options) {
   DriverOptions driver = experiment.driver_options();
@@ -235,7 +228,8 @@ RunPoint replay(const Experiment& experiment, State state, int64_t step, const P
   return {result.state.tensor("x"), result.state.tensor("y"), step};
 }
 
-RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wanted, const ProgressOptions& progress) {
+RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wanted, const ProgressOptions& progress,
+                  const TaskMaker& make) {
   const fs::path path(directory);
   const auto summary = fs::exists(path / "summary.json")
                            ? nlohmann::json::parse(read_file((path / "summary.json").string()), nullptr, false)
@@ -245,7 +239,7 @@ RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wa
   if (finished && wanted.value_or(last) == last) {
     return {read_npy((path / "x.npy").string()), read_npy((path / "y.npy").string()), last};
   }
-  const Experiment experiment(Config::load((path / "config.toml").string()));
+  const Experiment experiment(Config::load((path / "config.toml").string()), make);
   const int64_t most = finished ? last : experiment.driver_options().steps;
   require(!wanted || (*wanted >= 0 && *wanted <= most),
           fmt::format("--step {} is not in this run; it has the steps 0 to {}.", wanted.value_or(0), most));
@@ -295,7 +289,7 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
 
 }  // namespace
 
-Explanation explain_run(const ExplainRequest& request) {
+Explanation explain_run(const ExplainRequest& request, const TaskMaker& make) {
   const std::string config_file = (fs::path(request.directory) / "config.toml").string();
   require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
   const std::string job = job_of(Config::load(config_file));
@@ -303,20 +297,23 @@ Explanation explain_run(const ExplainRequest& request) {
           fmt::format("`bilevel explain` takes a run of one bilevel problem apart, and task = \"{}\" is a job of several stages that "
                       "keeps no solution of its inner problem. A configuration of `bilevel new supervised` with {} describes that problem.",
                       job, job == "tune" ? "l2" : "source_weight"));
-  const RunPoint point = point_of(request.directory, request.step, request.progress);
+  const RunPoint point = point_of(request.directory, request.step, request.progress, make);
+  return explain_point(Config::load(config_file), point, request.hyperparameter, request.options, make);
+}
 
-  Config config = Config::load(config_file);
+Explanation explain_point(Config config, const RunPoint& point, const std::string& hyperparameter, const ExplainOptions& options,
+                          const TaskMaker& make) {
   if (config.root().section("problem").has("dtype")) config.set("problem.dtype=\"float64\"");
-  const Experiment experiment(std::move(config));
+  const Experiment experiment(std::move(config), make);
   const Problem& problem = experiment.problem();
   const at::Tensor start = problem.initial_outer();
-  require(point.x.sizes() == start.sizes(), fmt::format("{}: x has {} elements and the problem {}; have the data changed?",
-                                                        request.directory, point.x.numel(), start.numel()));
+  require(point.x.sizes() == start.sizes(), fmt::format("The run's x has {} elements and the problem's {}; have the data changed?",
+                                                        point.x.numel(), start.numel()));
   const auto dtype = start.scalar_type();
-  const int64_t index = element_index(problem.outer_layout(), request.hyperparameter);
+  const int64_t index = element_index(problem.outer_layout(), hyperparameter);
   const at::Tensor y = point.y.to(dtype);
   Explanation explanation =
-      explain(experiment.oracle(), experiment.double_loop("`bilevel explain`").solver(), point.x.to(dtype), y, index, request.options);
+      explain(experiment.oracle(), experiment.double_loop("`bilevel explain`").solver(), point.x.to(dtype), y, index, options);
   explanation.step = point.step;
   explanation.start = start[index].item<double>();
   if (y.dim() == 1) describe_samples(explanation, experiment.task(), y);

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 #include "bilevel/problem/inner_constraints.h"
 
 namespace bilevel {
@@ -27,7 +28,6 @@ double unit_of(const at::Tensor& t) {
   return t.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                         : static_cast<double>(std::numeric_limits<float>::epsilon());
 }
-double largest(const at::Tensor& v) { return v.defined() && v.numel() > 0 ? v.detach().abs().max().item<double>() : 0.0; }
 at::Tensor never(const at::Tensor& y) { return at::zeros_like(y, y.options().dtype(at::kBool)); }
 at::Tensor with(const at::Tensor& v, int64_t i, double value) {
   at::Tensor copy = v.clone();
@@ -122,7 +122,7 @@ Margins margins(const ConstraintVectors& c, const HeldSet& set, const at::Tensor
     of_equalities = -c.E.t().mv(pseudo_inverse(c.E * set.free()).t().mv(residual + weights * set.sign));
   }
   out.z = residual + of_equalities;
-  out.scale = std::max({largest(residual), largest(weights), largest(of_equalities)});
+  out.scale = std::max({max_norm_of(residual), max_norm_of(weights), max_norm_of(of_equalities)});
 
   // At a lower bound, moving up costs z plus l1's slope on that side.
   out.force = at::where(set.zero, weights - out.z.abs(), infinite);
@@ -145,9 +145,9 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
 
   // Where y lies. What is farther from its bound than rounding belongs on it only where a force says so.
   const auto close = [&](double length) {
-    at::Tensor size = at::full_like(y, largest(y));
+    at::Tensor size = at::full_like(y, max_norm_of(y));
     for (const at::Tensor* bound : {&c.lower, &c.upper}) {
-      if (bound->defined()) size = at::maximum(size, at::where(bound->isfinite(), bound->abs() + largest(y), at::zeros_like(y)));
+      if (bound->defined()) size = at::maximum(size, at::where(bound->isfinite(), bound->abs() + max_norm_of(y), at::zeros_like(y)));
     }
     return at::maximum(tolerance.relative * size, at::full_like(y, length));
   };
@@ -162,7 +162,7 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
   if (c.E.defined()) {
     const at::Tensor E_free = c.E * free_;
     const auto [U, S, V] = at::linalg_svd(E_free, /*full_matrices=*/false);
-    const at::Tensor independent = S > 10 * unit_of(y) * static_cast<double>(y.size(0)) * largest(S);
+    const at::Tensor independent = S > 10 * unit_of(y) * static_cast<double>(y.size(0)) * max_norm_of(S);
     if (S.size(0) < E_free.size(0) || !independent.all().item<bool>()) {
       kink_ = fmt::format("The {} equalities on y are not independent on the {} coordinates that are free, so that y* has no derivative.",
                           E_free.size(0), y.size(0) - held_count_);

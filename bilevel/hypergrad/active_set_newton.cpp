@@ -13,13 +13,13 @@
 #include <tuple>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/norm.h"
 
 namespace bilevel {
 namespace {
 
 constexpr int64_t kMostChanges = 60;  // of the active set, in one solve
 
-double largest(const at::Tensor& v) { return v.numel() > 0 ? v.abs().max().item<double>() : 0.0; }
 at::Tensor vector_of_zeros(const at::Tensor& like, int64_t size) { return at::zeros({size}, like.options()); }
 
 /// All that a surface and the constraints owe to x at one (x, z).
@@ -174,7 +174,7 @@ Surface::Surface(const Problem& problem, const at::Tensor& x, HeldSet set, const
   if (independent_) {
     std::tie(reflectors_, tau_) = at::geqrf(c.E.index_select(1, index_).t());
     const at::Tensor diagonal = reflectors_.diagonal().abs();
-    const double rounding = 10 * rounding_unit(like_) * static_cast<double>(like_.size(0)) * largest(diagonal);
+    const double rounding = 10 * rounding_unit(like_) * static_cast<double>(like_.size(0)) * max_norm_of(diagonal);
     independent_ = (diagonal > rounding).all().item<bool>();
   }
   dim_ = independent_ ? dim_ - equalities_ : 0;
@@ -251,7 +251,7 @@ ActiveSetNewton::ActiveSetNewton(const EstimatorInput& in, InnerNewtonOptions op
   const at::NoGradGuard no_grad;
   const at::Tensor& y = in.solution.y;
   const ConstraintVectors c(in.oracle.problem(), in.x, y);
-  adopt(HeldSet::at(c, y, at::full_like(y, KinkTolerance::of(y.scalar_type()) * largest(y))));
+  adopt(HeldSet::at(c, y, at::full_like(y, KinkTolerance::of(y.scalar_type()) * max_norm_of(y))));
 }
 
 const EstimatorInput& ActiveSetNewton::input() const { return now_->on ? now_->on->input() : in_; }
@@ -301,7 +301,7 @@ bool ActiveSetNewton::solve(const at::Tensor& x, const at::Tensor& y, double tar
     const Margins there = on.margins(x, to);
     const double rounding = 32 * rounding_unit(y);
 
-    const at::Tensor crossed = there.slack.lt(-rounding * largest(to));
+    const at::Tensor crossed = there.slack.lt(-rounding * max_norm_of(to));
     if (crossed.any().item<bool>()) {
       const at::Tensor before = on.margins(x, from).slack.clamp_min(0);
       const at::Tensor share = at::where(crossed, before / (before - there.slack), at::full_like(to, 2.0));

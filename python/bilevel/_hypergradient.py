@@ -100,6 +100,7 @@ def hypergradient(
         bound: work for an error bound and the distance to F, at the cost of some tens to hundreds of products.
         check: compare with slopes of F, for which the inner problem is solved again eight times.
         options: those of the estimator, the keys of [hypergradient]: ``solver="cg"``, ``iterations=20``, ``damping=0.0`` …
+            Formulas and sources stand on the estimators' pages, docs/algorithms.
 
     Returns:
         A :class:`Hypergradient`, whose ``value`` has the structure of x.

@@ -23,10 +23,10 @@ class Layer:
     """A function x ↦ y(x), differentiable by the implicit function theorem. See :func:`implicit_layer`."""
 
     def __init__(
-        self, solver: Solver, residual: Map, *, symmetric: bool, linear_solver: str, tolerance: float, options: dict[str, Any]
+        self, solver: Solver, residual: Map, *, symmetric: bool, linear_solver: str, warn_above: float, options: dict[str, Any]
     ) -> None:
         self._solver, self._residual = solver, residual
-        self._symmetric, self._linear_solver, self._tolerance = symmetric, linear_solver, tolerance
+        self._symmetric, self._linear_solver, self._warn_above = symmetric, linear_solver, warn_above
         self._options = options
 
     def __call__(self, x: Variables) -> Any:
@@ -41,7 +41,8 @@ class Layer:
 
     def derivative(self, xs: Structure, ys: Structure) -> Any:
         problem = Problem(_no_loss, _no_loss, xs, ys, optimality=self._residual, symmetric=self._symmetric)
-        return _engine.ImplicitDerivative(problem, assignments({"hypergradient": self._options}), self._linear_solver)
+        options = {"tolerance": 1e-10 if ys.dtype == torch.float64 else 1e-6, **self._options}
+        return _engine.ImplicitDerivative(problem, assignments({"hypergradient": options}), self._linear_solver)
 
     def product(self, kind: str, xs: Structure, ys: Structure, *vectors: Tensor) -> Tensor:
         """ "vjp" or "jvp" at (x, y) with a vector."""
@@ -52,7 +53,7 @@ class Layer:
 
     def checked(self, product: tuple[Tensor, str, str, float]) -> Tensor:
         value, status, message, residual = product
-        if not residual <= self._tolerance:
+        if not residual <= self._warn_above:
             warnings.warn(
                 f"The linear solve of an implicit layer left a relative residual of {residual:.1e} ({status}). {message}",
                 stacklevel=3,
@@ -72,6 +73,7 @@ class _Implicit(torch.autograd.Function):
         structure = Structure(layer.solve(xs.like(x)), "y")
         found.y = structure
         start: Tensor = structure.start
+        structure.start = start.detach()  # what is returned gets this node as its grad_fn: kept here, it would be a cycle
         return start
 
     @staticmethod
@@ -113,7 +115,7 @@ def implicit_layer(
     *,
     symmetric: bool = False,
     linear_solver: Optional[str] = None,
-    tolerance: float = 1e-4,
+    warn_above: float = 1e-4,
     **options: Any,
 ) -> Layer:
     """A layer y(x) with optimality(x, y(x)) = 0, whose y is found by ``solver``, whatever that is.
@@ -124,20 +126,27 @@ def implicit_layer(
             is the gradient of the inner loss by y.
         symmetric: ∂optimality/∂y is a symmetric matrix, as it is for the gradient of a loss.
         linear_solver: of ``bilevel.linear_solvers()``; "cg" where symmetric, "gmres" otherwise.
-        tolerance: a warning tells of a relative residual of the linear solve above it.
-        options: of the linear solver.
+        warn_above: a warning tells of a relative residual of the linear solve above it.
+        options: of the linear solver; unless given, ``iterations=100`` and ``tolerance=1e-10`` (float32: 1e-6).
 
     Returns:
         A function of x. Its result can be differentiated once, in reverse and in forward mode, and it can stand under
         ``torch.vmap``, which calls the solver for each element.
+
+    Raises:
+        ValueError: when it is differentiated, where optimality(x, y) has not as many elements as y. A poor linear solve is a
+            warning. What solver and optimality raise comes out as it is.
+
+    Source: the implicit function theorem, dy/dx = −(∂y r)⁻¹ ∂x r; M. Blondel et al., *Efficient and modular implicit
+    differentiation*, NeurIPS 2022.
     """
     return Layer(
         solver,
         optimality,
         symmetric=symmetric,
         linear_solver=linear_solver or ("cg" if symmetric else "gmres"),
-        tolerance=tolerance,
-        options={"iterations": 100, "tolerance": 1e-10, **options},
+        warn_above=warn_above,
+        options={"iterations": 100, **options},
     )
 
 
@@ -158,6 +167,11 @@ def fixed_point_layer(
         solver: in place of the plain iteration y ← map(x, y), which ends where a step is shorter than ``stop`` relative to y; a
             warning tells where ``iterations`` did not suffice.
         options: as for :func:`implicit_layer`.
+
+    Returns:
+        A function of x as :func:`implicit_layer` gives, with r = y − map(x, y).
+
+    Source: S. Bai, J. Z. Kolter, V. Koltun, *Deep equilibrium models*, NeurIPS 2019.
     """
 
     def iterate(x: Any) -> Any:
@@ -187,8 +201,12 @@ def root_layer(
     Args:
         f: ``f(x, y)``, of the structure and shapes of y.
         y0: ``y0(x)``: where the search starts.
-        solver: in place of Newton's method with a dense Jacobian, whose steps are halved until ‖f‖ falls.
+        solver: in place of Newton's method with a dense Jacobian, whose steps are halved until ‖f‖ falls; it ends at
+            ‖f‖ ≤ ``stop`` (1 + ‖y‖), and a warning tells where ``iterations`` did not suffice.
         options: as for :func:`implicit_layer`.
+
+    Returns:
+        A function of x as :func:`implicit_layer` gives, with r = f.
     """
 
     def newton(x: Any) -> Any:

@@ -11,6 +11,19 @@ def assignments(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{table}.{key}={_toml(value, f'{table}.{key}')}" for table, options in tables.items() for key, value in options.items()]
 
 
+def tables(lines: str) -> dict[str, dict[str, Any]]:
+    """The values of ``[table]`` and ``key = value`` lines, as the engine writes them."""
+    found: dict[str, dict[str, Any]] = {}
+    options: dict[str, Any] = {}
+    for line in lines.splitlines():
+        if line.startswith("["):
+            options = found.setdefault(line.strip("[]"), {})
+        elif line:
+            key, _, value = line.partition(" = ")
+            options[key.strip()] = json.loads(value)
+    return found
+
+
 def _toml(value: Any, key: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"

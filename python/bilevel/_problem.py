@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from . import _engine
 from ._structure import Structure
@@ -32,6 +35,7 @@ class Problem:
         initial_inner: Optional[Callable[[Any], Any]] = None,
         optimality: Optional[Callable[..., Any]] = None,
         symmetric: bool = False,
+        sample_losses: Optional[Loss] = None,
         random: bool = False,
         per_element: Optional[Mapping[str, Tensor]] = None,
         saved: bool = False,
@@ -52,8 +56,22 @@ class Problem:
         self.has_optimality_map = optimality is not None
         self.symmetric = symmetric
         self.has_metrics = metrics is not None
+        self._sample_losses = sample_losses
+        self.has_sample_losses = sample_losses is not None
         self.random = random
         self._saved = saved
+
+    @property
+    def dtype(self) -> str:
+        return str(self._x.dtype).removeprefix("torch.")
+
+    def with_sample_losses(self, sample_losses: Optional[Loss]) -> Problem:
+        twin = copy.copy(self)
+        twin._sample_losses, twin.has_sample_losses = sample_losses, sample_losses is not None
+        return twin
+
+    def in_double(self) -> Problem:
+        return _ProblemInDouble(self)
 
     @property
     def identity(self) -> str:
@@ -80,6 +98,20 @@ class Problem:
             raise TypeError(f"{what} should return a scalar tensor, got {got}.")
         return value if value.dim() == 0 else value.reshape(())
 
+    def outer_sample_losses(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        assert self._sample_losses is not None
+        args = [self._x.seen_by_loss(x), self._y.seen_by_loss(y)]
+        if self._outer_data is not None:
+            args.append(_rows(self._outer_data, samples))
+        losses = self._sample_losses(*args)
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
+            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise TypeError(f"sample_losses should return one number for each outer sample, a tensor [n], got {got}.")
+        mean, whole = losses.detach().mean().item(), self.outer_loss(x, y, samples, step).item()
+        if abs(mean - whole) > 1e-4 * (abs(whole) + losses.detach().abs().mean().item()):
+            raise ValueError(f"sample_losses have the mean {mean:.6g} where outer_loss is {whole:.6g}; the two should be equal.")
+        return losses
+
     def optimality_map(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         assert self._optimality is not None
         value = self._optimality(self._x.seen_by_loss(x), self._y.seen_by_loss(y))
@@ -99,6 +131,45 @@ class Problem:
         assert self._metrics is not None
         with torch.no_grad():
             return {k: float(v) for k, v in self._metrics(self._x.seen_by_loss(x), self._y.seen_by_loss(y)).items()}
+
+
+class _InDouble(TorchFunctionMode):
+    """Every torch function is given float64 for float32, so that a loss whose data are float32 is computed in double."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__get__":  # of an attribute, such as a shape
+            return func(*args, **(kwargs or {}))
+        return func(*tree_map(_double, args), **tree_map(_double, kwargs or {}))
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
+class _ProblemInDouble(Problem):
+    """The same problem in float64, data that the losses take from their closures included; for references."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.__dict__.update(problem.__dict__)
+        self._x, self._y = problem._x.in_double(), problem._y.in_double()
+        self.x0, self.y0 = problem.x0.double(), problem.y0.double()
+        self._per_element = {name: value.double() for name, value in problem._per_element.items()}
+
+    def inner_loss(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().inner_loss(*args).double()
+
+    def outer_loss(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().outer_loss(*args).double()
+
+    def outer_sample_losses(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().outer_sample_losses(*args).double()
+
+    def initial_inner(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().initial_inner(*args).double()
 
 
 def _leaves(data: Any) -> list[Tensor]:

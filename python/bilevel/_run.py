@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -16,7 +16,9 @@ from . import _engine
 from ._hypergradient import inner_options
 from ._options import assignments
 from ._problem import Loss, Problem
+from ._show import bar, pyplot
 from ._structure import Structure, Variables
+from ._torch_rules import Imported
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -26,8 +28,33 @@ Callback = Callable[[Mapping[str, Any]], Optional[str]]
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a run was asked to do: the problem, and the options as the engine reads them."""
+
+    problem: Problem
+    options: list[str]
+    xs: Structure
+    ys: Structure
+    rule: Optional[Imported] = None
+
+    @property
+    def rule_state(self) -> tuple[list[Tensor], int]:
+        return (self.rule.state, self.rule.state_steps) if self.rule else ([], 0)
+
+    def refuse_a_used_rule(self, who: str) -> None:
+        if self.rule is not None and self.rule.state:
+            raise ValueError(f"{who} looks at an inner solve that begins afresh; the optimiser given as rule has taken steps already.")
+
+
+@dataclass(frozen=True)
 class Run:
-    """What a run came to. x and y are as the run was given them; ``records`` holds the lines of log.jsonl as dictionaries."""
+    """What a run came to.
+
+    x and y (the inner solution at x) have the structure that the run was given; ``records`` holds the lines of log.jsonl as
+    dictionaries, record k at x after k updates. ``outcome`` is "done", "budget", "stopped", "aborted" or "diverged"; ``status``
+    the worst of the hypergradients', "OK", "WARN" or "BAD", with its ``message``. ``cost`` counts oracle calls, and has seconds
+    and peak_bytes.
+    """
 
     x: Any
     y: Any
@@ -39,6 +66,7 @@ class Run:
     rollbacks: int
     cost: Mapping[str, float]
     directory: Optional[Path] = None
+    given: Optional[Given] = field(default=None, repr=False, compare=False)
 
     @property
     def history(self) -> Any:
@@ -52,10 +80,8 @@ class Run:
 
     def plot(self) -> matplotlib.figure.Figure:
         """Losses, hypergradient norm and stationarity over the outer steps."""
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ImportError("Run.plot draws with matplotlib, which is not installed: pip install matplotlib.") from None
+        figure: matplotlib.figure.Figure
+        plt = pyplot("Run.plot")
         figure, (losses, norms) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
         steps = [r["step"] for r in self.records]
         for key, label in (("outer_loss", "outer loss"), ("inner_loss", "inner loss")):
@@ -83,13 +109,8 @@ class _Progress:
 
     def __init__(self, callback: Optional[Callback], progress: bool, steps: int) -> None:
         self.records: list[dict[str, Any]] = []
-        self._callback, self._bar = callback, None
-        if progress:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=steps, desc="bilevel", delay=2.0, leave=False)
+        self._callback = callback
+        self._bar = bar(steps, "bilevel") if progress else None
 
     def __call__(self, line: str) -> str:
         record = json.loads(line)
@@ -103,6 +124,29 @@ class _Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def prepared(
+    inner_loss: Loss,
+    outer_loss: Loss,
+    x: Variables,
+    y: Variables,
+    *,
+    inner: Optional[Mapping[str, Any]] = None,
+    hypergradient: Optional[Mapping[str, Any]] = None,
+    outer: Optional[Mapping[str, Any]] = None,
+    run: Optional[Mapping[str, Any]] = None,
+    initial_inner: Optional[Callable[[Any], Any]] = None,
+    **problem: Any,
+) -> Given:
+    """What ``minimize`` is given, made ready for the engine. ``problem``: further arguments of :class:`Problem`."""
+    xs, ys = Structure(x, "x"), Structure(y, "y")
+    solve, rule = inner_options(inner, ys)
+    if initial_inner is not None:
+        solve.setdefault("start", "cold")
+    flat = Problem(inner_loss, outer_loss, xs, ys, initial_inner=initial_inner, per_element=rule.per_element if rule else None, **problem)
+    tables = {"inner": solve, "hypergradient": hypergradient or {}, "outer": outer or {}, "run": run or {}}
+    return Given(flat, assignments(tables), xs, ys, rule)
 
 
 def minimize(
@@ -144,49 +188,46 @@ def minimize(
         metrics: ``metrics(x, y) -> dict`` of numbers to report beside the losses.
         out: a directory for the run: configuration, log, checkpoints. ``bilevel.resume`` goes on from it.
         callback: sees each record; returns "stop" or "abort" to end the run.
+        progress: a tqdm bar, where tqdm is installed.
         run: further keys of [run]: ``max_seconds=60``, ``checkpoint_every=10`` …
 
     Returns:
-        A :class:`Run`. Divergence is rolled back and told in it; misuse is a ``bilevel.Error``.
+        A :class:`Run`. Numerical failure is no exception: divergence is rolled back, and told in it.
+
+    Raises:
+        bilevel.Error: for an unknown option, a wrong value, or an ``out`` that holds another run. What losses, metrics and callback
+            raise comes out as it is, Ctrl-C too; a run with ``out`` can then be gone on with by :func:`resume`.
     """
-    xs, ys = Structure(x, "x"), Structure(y, "y")
-    solve, rule = inner_options(inner, ys)
-    problem = Problem(
+    given = prepared(
         inner_loss,
         outer_loss,
-        xs,
-        ys,
+        x,
+        y,
+        inner=inner,
+        hypergradient={**({"estimator": estimator} if algorithm == "double-loop" else {}), **(hypergradient or {})},
+        outer={"steps": steps, **(outer or {})},
+        run={"seed": seed, "algorithm": algorithm, **run},
         inner_data=inner_data,
         outer_data=outer_data,
         constraints=constraints,
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
-        per_element=rule.per_element if rule else None,
         saved=out is not None,
     )
-    if initial_inner is not None:
-        solve.setdefault("start", "cold")
-    tables = {
-        "inner": solve,
-        "hypergradient": {**({"estimator": estimator} if algorithm == "double-loop" else {}), **(hypergradient or {})},
-        "outer": {"steps": steps, **(outer or {})},
-        "run": {"seed": seed, "algorithm": algorithm, **run},
-    }
-    experiment = _engine.Experiment(problem, assignments(tables))
+    experiment = _engine.Experiment(given.problem, given.options)
     watch = _Progress(callback, progress, steps)
     directory = None if out is None else Path(out)
 
     def started() -> None:
         if directory is not None:
-            _save_start(directory, xs, ys)
+            _save_start(directory, given)
 
     try:
-        state, taken = (rule.state, rule.state_steps) if rule else ([], 0)
-        found = experiment.minimize("" if out is None else str(out), watch, started, state, taken)
+        found = experiment.minimize("" if out is None else str(out), watch, started, *given.rule_state)
     finally:
         watch.close()
-    return _run_of(found, xs, ys, watch.records, directory)
+    return _run_of(found, given, watch.records, directory)
 
 
 def resume(
@@ -207,16 +248,23 @@ def resume(
 ) -> Run:
     """Goes on with the run in ``directory`` to the same end, bit for bit.
 
-    Functions are not saved with a run, so everything that was a function, a module or data is given again; shapes, dtypes and a
-    hash of the data are compared with those of the run.
+    Functions are not saved with a run, so everything that was a function, a module or data is given again, as in :func:`minimize`;
+    shapes, dtypes and a hash of the data are compared with those of the run. ``x`` and ``y`` are given where they were modules.
+
+    Returns:
+        A :class:`Run` with all records, those from before included. x and y are None where the run had ended already.
+
+    Raises:
+        FileNotFoundError: where there is no run of Python losses. ValueError and bilevel.Error: for what differs from what the run
+            was given.
     """
     directory = Path(directory)
-    xs, ys = _load_start(directory, x, y)
-    problem = Problem(
+    problem, xs, ys = given_again(
+        directory,
         inner_loss,
         outer_loss,
-        xs,
-        ys,
+        x=x,
+        y=y,
         inner_data=inner_data,
         outer_data=outer_data,
         constraints=constraints,
@@ -230,7 +278,15 @@ def resume(
         found = _engine.resume(str(directory), problem, watch)
     finally:
         watch.close()
-    return _run_of(found, xs, ys, _logged(directory), directory)
+    return _run_of(found, Given(problem, [], xs, ys), _logged(directory), directory)
+
+
+def given_again(
+    directory: Path, inner_loss: Loss, outer_loss: Loss, *, x: Optional[nn.Module], y: Optional[nn.Module], **problem: Any
+) -> tuple[Problem, Structure, Structure]:
+    """The problem of the run in ``directory``, whose functions, modules and data are given again."""
+    xs, ys, per_element = _load_start(directory, x, y)
+    return Problem(inner_loss, outer_loss, xs, ys, per_element=per_element, **problem), xs, ys
 
 
 @dataclass(frozen=True)
@@ -245,10 +301,18 @@ class SavedRun:
     config: str
 
     history = Run.history
+    plot = Run.plot
 
 
 def load_run(directory: Union[str, Path]) -> SavedRun:
-    """What a run left in its directory, from the command line or from Python. x and y are empty while it has not ended."""
+    """What a run left in its directory, from the command line or from Python.
+
+    x and y are dictionaries of the parts by name (y of several inner problems with these as first dimension), empty while the run
+    has not ended, as ``summary`` is. Nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: where the directory holds no run.
+    """
     directory = Path(directory)
     if not (directory / "config.toml").exists():
         raise FileNotFoundError(f"{directory} holds no run: config.toml is missing.")
@@ -288,11 +352,11 @@ def _logged(directory: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _run_of(found: Mapping[str, Any], xs: Structure, ys: Structure, records: list[dict[str, Any]], directory: Optional[Path]) -> Run:
+def _run_of(found: Mapping[str, Any], given: Given, records: list[dict[str, Any]], directory: Optional[Path]) -> Run:
     x, y = found["x"], found["y"]
     return Run(
-        x=None if x is None else xs.like(x),
-        y=None if y is None else ys.like(y),
+        x=None if x is None else given.xs.like(x),
+        y=None if y is None else given.ys.like(y),
         records=records,
         outcome=found["outcome"],
         status=found["status"],
@@ -301,21 +365,31 @@ def _run_of(found: Mapping[str, Any], xs: Structure, ys: Structure, records: lis
         rollbacks=found["rollbacks"],
         cost=found["cost"],
         directory=directory,
+        given=given,
     )
 
 
-def _save_start(directory: Path, xs: Structure, ys: Structure) -> None:
-    for name, s in (("x", xs), ("y", ys)):
+def _save_start(directory: Path, given: Given) -> None:
+    kinds = {}
+    for name, s in (("x", given.xs), ("y", given.ys)):
         np.save(directory / f"start-{name}.npy", s.start.cpu().numpy())
-    kinds = {name: "module" if s.module is not None else "tensor" if s.single else "dictionary" for name, s in (("x", xs), ("y", ys))}
-    (directory / "start.json").write_text(json.dumps({"kinds": kinds, "device": str(xs.device)}))
+        kinds[name] = "module" if s.module is not None else "tensor" if s.single else "dictionary"
+    per_element = given.rule.per_element if given.rule else {}
+    for name, values in per_element.items():
+        np.save(directory / f"rule-{name}.npy", values.cpu().numpy())
+    start = {"kinds": kinds, "device": str(given.xs.device), "per_element": list(per_element)}
+    (directory / "start.json").write_text(json.dumps(start))
 
 
-def _load_start(directory: Path, x: Optional[nn.Module], y: Optional[nn.Module]) -> tuple[Structure, Structure]:
+def _load_start(directory: Path, x: Optional[nn.Module], y: Optional[nn.Module]) -> tuple[Structure, Structure, dict[str, Tensor]]:
     if not (directory / "start.json").exists():
         raise FileNotFoundError(f"{directory} holds no run of Python losses: start.json is missing. `bilevel resume` goes on with others.")
     start = json.loads((directory / "start.json").read_text())
     layout = json.loads((directory / "layout.json").read_text())
+
+    def saved(name: str) -> Tensor:
+        return torch.from_numpy(np.load(directory / f"{name}.npy", allow_pickle=False)).to(start["device"])
+
     structures = []
     for name, module in (("x", x), ("y", y)):
         kind = start["kinds"][name]
@@ -323,9 +397,9 @@ def _load_start(directory: Path, x: Optional[nn.Module], y: Optional[nn.Module])
             raise ValueError(
                 f"{name} was a {kind} in this run; " + (f"give it again: {name}=module." if kind == "module" else "leave it out.")
             )
-        flat = torch.from_numpy(np.load(directory / f"start-{name}.npy", allow_pickle=False)).to(start["device"])
+        flat = saved(f"start-{name}")
         pieces = {p["name"]: flat[p["offset"] : p["offset"] + p["size"]].view(p["shape"]) for p in layout[name]["parts"]}
         structure = Structure(module if module is not None else pieces[name] if kind == "tensor" else pieces, name)
         structure.start = flat
         structures.append(structure)
-    return structures[0], structures[1]
+    return structures[0], structures[1], {name: saved(f"rule-{name}") for name in start.get("per_element", [])}

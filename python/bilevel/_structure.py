@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
@@ -62,6 +63,11 @@ class Structure:
     @property
     def parts(self) -> list[tuple[str, list[int]]]:
         return [(name, list(shape)) for name, shape in zip(self.names, self.shapes)]
+
+    def in_double(self) -> Structure:
+        twin = copy.copy(self)
+        twin.dtype, twin.start = torch.float64, self.start.double()
+        return twin
 
     @property
     def size(self) -> int:

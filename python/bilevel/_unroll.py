@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -20,14 +20,11 @@ class _UnrolledProblem(Problem):
     def __init__(
         self, loss: Callable[..., Tensor], everything: Structure, x: Optional[Structure], y: Structure, fed: list[str], steps: int
     ) -> None:
-        super().__init__(self._split_loss, self._split_loss, everything, y)
+        super().__init__(_no_loss, _no_loss, everything, y)
         self._loss_of_user, self._user_x, self._fed, self._steps = loss, x, fed, steps
         self._at = 0 if x is None else x.size
         self.has_initial_inner = True
         self.has_rule_hyperparameters = bool(fed)
-
-    def _split_loss(self, x: Any, y: Any) -> Tensor:  # never called: inner_loss is overridden
-        raise NotImplementedError
 
     def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         y_seen = self._y.seen_by_loss(y)
@@ -45,6 +42,10 @@ class _UnrolledProblem(Problem):
             found.append((name, value[0] if size == 1 else value[min(t, size - 1)] if size == self._steps else value))
             offset += size
         return found
+
+
+def _no_loss(x: Any, y: Any) -> Tensor:  # never called: inner_loss is overridden, and the outer loss is the engine's
+    raise NotImplementedError
 
 
 class _Unroll(torch.autograd.Function):
@@ -70,8 +71,8 @@ def unroll(
     *,
     x: Optional[Variables] = None,
     memory: str = "graphs",
+    budget: Union[int, str] = 0,
     truncate: int = 0,
-    options: Optional[Mapping[str, Any]] = None,
     **hyperparameters: Any,
 ) -> Any:
     """y after ``steps`` steps of ``rule`` on ``loss``, as a differentiable function of y0, x and the rule's hyperparameters.
@@ -86,14 +87,24 @@ def unroll(
         y0: where training starts: a tensor, a dictionary of tensors, or a module.
         steps: T.
         x: what the loss depends on besides y.
-        memory: "graphs" (fastest), "states" or "checkpoints" (∝ √T).
+        memory: what is kept of the T steps for the way back. "graphs": each step's graph, the fastest; "states": each step's y and
+            state of the rule, one more gradient a step; "checkpoints": about 2√T of these, or what ``budget`` allows, and the steps
+            between them again. All give the same numbers.
+        budget: with "checkpoints", the most bytes that training and the way back may allocate together, as a number or as
+            "200MB"; 0: none. Graphs or states are kept where they fit, else as many checkpoints as do (Griewank & Walther 2000).
         truncate: differentiate the last so many steps only; 0: all.
-        options: further keys of [hypergradient] for the unrolled estimator, such as the byte budget of checkpoints.
         hyperparameters: of the rule: ``lr=0.1, momentum=0.9``. Tensors get a gradient: a scalar, one value for each step ([T], T ≠ dy), or
             one for each element of y ([dy]).
 
     Returns:
         The structure of y0: a tensor or a dictionary of tensors.
+
+    Raises:
+        bilevel.Error: for an unknown rule or option, and for a budget that not even one checkpoint fits into, saying the least that
+            would do. ValueError for a hyperparameter of another shape. What the loss raises comes out as it is.
+
+    Source: D. Maclaurin, D. Duvenaud, R. Adams, *Gradient-based hyperparameter optimization through reversible learning*, ICML 2015;
+    docs/algorithms/unrolled.md.
     """
     ys = Structure(y0, "y0")
     xs = None if x is None else Structure(x, "x")
@@ -110,7 +121,7 @@ def unroll(
     fixed = {name: value for name, value in hyperparameters.items() if name not in fed}
     tables = {
         "inner": {"rule": rule, "steps": steps, **fixed},
-        "hypergradient": {"memory": memory, "steps": truncate, **(options or {})},
+        "hypergradient": {"memory": memory, "steps": truncate, **({"budget": budget} if budget else {})},
     }
     engine = _engine.Unroll(problem, assignments(tables))
     reached = _Unroll.apply(engine, torch.cat(list(pieces.values())))  # type: ignore[no-untyped-call]

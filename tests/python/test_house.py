@@ -15,9 +15,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
         ["ruff", "check", "--no-cache", "python", "tests/python", "tests/peers"],
         ["ruff", "format", "--no-cache", "--check", "python", "tests/python", "tests/peers"],
         ["mypy", "--cache-dir", "/dev/null"],
+        ["mypy.stubtest", "bilevel._engine", "bilevel._built"],
         ["mkdocs", "build", "--quiet", "--strict"],
     ],
-    ids=lambda c: " ".join(c[:2]),
+    ids=lambda c: f"{c[0]} {c[-1]}",
 )
 def test_is_clean(command, tmp_path):
     if command[0] == "mkdocs":

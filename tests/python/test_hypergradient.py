@@ -181,6 +181,12 @@ def test_misuse_says_what_would_be_right(logistic, change, message):
         bilevel.hypergradient(**given)
 
 
+def test_a_budget_of_bytes_gives_the_same(logistic):
+    given = {"estimator": "unrolled", "inner": GD, "memory": "checkpoints"}
+    h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, **given, budget="1MB")
+    assert (h.value - torch.tensor(E1_REVERSE, dtype=torch.double)).abs().max() < 1e-8
+
+
 def test_nothing_is_kept(logistic):
     class Holder:
         def __call__(self, x, y):

@@ -69,6 +69,28 @@ def test_resume_ends_at_the_same_bits(tmp_path):
     close(saved.x["x"], whole.x, 1e-15)
 
 
+def test_resume_keeps_the_groups_of_an_optimiser(tmp_path):
+    X, t = torch.randn(20, 3, dtype=torch.double), torch.randn(20, dtype=torch.double)
+    net = torch.nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD([{"params": [net.weight], "lr": 0.1}, {"params": [net.bias], "lr": 0.01}], lr=0.1)
+    losses = (
+        lambda x, y: (y(X).squeeze(1) - t).square().mean() + x.exp() * y["weight"].square().sum(),
+        lambda x, y: (y(X).squeeze(1) - t - 1).square().mean(),
+    )
+
+    def interrupt(record):
+        if record["step"] == 2:
+            raise KeyboardInterrupt
+
+    given = {"inner": {"rule": optimizer, "steps": 5}, "estimator": "unrolled", "progress": False, "steps": 4}
+    x = torch.zeros(1, dtype=torch.double)[0]
+    whole = bilevel.minimize(*losses, x, net, **given)
+    with pytest.raises(KeyboardInterrupt):
+        bilevel.minimize(*losses, x, net, **given, out=tmp_path / "run", callback=interrupt, checkpoint_every=1)
+    run = bilevel.resume(tmp_path / "run", *losses, y=net, progress=False)
+    assert torch.equal(run.x, whole.x) and torch.equal(run.y["bias"], whole.y["bias"])
+
+
 def test_resume_compares_the_data(tmp_path):
     p = Logistic()
 
@@ -88,15 +110,6 @@ def test_a_callback_stops_the_run():
     p = Logistic()
     run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=50, **options(callback=lambda r: "stop" if r["step"] == 3 else None))
     assert run.outcome == "stopped" and run.steps < 50
-
-
-def test_history_and_plot():
-    p = Logistic()
-    run = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=2, metrics=lambda x, y: {"norm": y.norm()}, **options())
-    history = run.history
-    assert all(norm > 0 for norm in (history["norm"] if hasattr(history, "columns") else [r["norm"] for r in history]))
-    pytest.importorskip("matplotlib").use("Agg")
-    assert len(run.plot().axes) == 2
 
 
 def test_control_c_ends_it_within_a_second(tmp_path):

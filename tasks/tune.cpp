@@ -1,6 +1,7 @@
 #include "tasks/tune.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -30,6 +31,28 @@ namespace {
 constexpr double kWeakest = 1e-7, kStrongest = 10;  // of the λ that grid and random search try, in mean squares of a feature
 constexpr double kFewStrengths = 0.01;              // of the samples: so few strengths need no prior
 constexpr double kManyStrengths = 0.1;              // of the samples: more than this draws a warning
+constexpr double kNoise = 1e-4;                     // of F, that its solves leave open
+constexpr double kRough = 10;                       // times the tolerances, where F is
+constexpr double kSteep = 0.1;                      // so steep, relative to itself: the step is bounded there anyway
+
+/// L-BFGS to a tolerance that goes with the strengths: ‖∂y g‖ ≤ t leaves t²/(2λ) of g open at most.
+class LbfgsForStrengths final : public InnerSolver {
+ public:
+  LbfgsForStrengths(double tolerance, int64_t folds) : tolerance_(tolerance), folds_(folds) {}
+  std::string_view name() const override { return "lbfgs"; }
+  InnerSolution solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
+                      const TrajectoryPolicy& policy) const override {
+    LbfgsOptions lbfgs;
+    lbfgs.tolerance = tolerance_ * std::sqrt(static_cast<double>(folds_) * std::min(1.0, std::exp(x.mean().item<double>())));
+    lbfgs.max_iterations = 500;
+    return Lbfgs(lbfgs).solve(oracle, x, slice, start, policy);
+  }
+  at::Tensor step_size(const Problem& problem, const at::Tensor& x) const override { return Lbfgs({}).step_size(problem, x); }
+
+ private:
+  double tolerance_;
+  int64_t folds_;
+};
 
 /// Where a search begins and ends.
 struct Point {
@@ -159,12 +182,9 @@ class Tuner {
 
   bool linear() const { return options_.model.kind == "linear"; }
 
-  std::shared_ptr<InnerSolver> solver(const CrossValidation& problem) const {
+  std::shared_ptr<InnerSolver> solver(const CrossValidation& problem, double looser = 1) const {
     if (!options_.trained()) {
-      LbfgsOptions lbfgs;
-      lbfgs.tolerance = options_.inner_tolerance * std::sqrt(static_cast<double>(problem.folds()));
-      lbfgs.max_iterations = 500;
-      return std::make_shared<Lbfgs>(lbfgs);
+      return std::make_shared<LbfgsForStrengths>(looser * options_.inner_tolerance, problem.folds());
     }
     RuleSolverOptions rule;
     rule.steps = options_.updates;
@@ -196,7 +216,7 @@ class Tuner {
     return at::cat({x.narrow(0, 0, 1).expand({groups_.count()}), x.narrow(0, 1, x.size(0) - 1)});
   }
 
-  std::shared_ptr<Estimator> estimator() const {
+  std::shared_ptr<Estimator> estimator(double looser = 1) const {
     if (options_.trained()) {
       UnrolledOptions unrolled;
       unrolled.memory = Memory::kCheckpoints;
@@ -204,30 +224,36 @@ class Tuner {
     }
     CgOptions cg;
     cg.iterations = 100;
-    cg.tolerance = 1e-2;  // of a direction for x, near a minimum of F
+    cg.tolerance = looser * 1e-2;  // of a direction for x, near a minimum of F
     ImplicitOptions implicit;
     implicit.precondition = true;
-    implicit.residual_warning = 0.1;
+    implicit.residual_warning = looser * 1e-2;
     return std::make_shared<Implicit>(std::make_unique<Cg>(cg), implicit);
   }
 
-  /// The best point on the way of x from `at`. Where F rises, x goes back and on with half the step.
-  Point search(const Setup& s, Point at, int64_t steps, std::vector<Record>* records) {
+  DoubleLoop algorithm(const Setup& s, double looser) const {
     OuterBfgsOptions bfgs;
-    bfgs.max_step = options_.max_step;
+    const double width = s.problem->options().width;
+    bfgs.max_step = width > 0 ? std::min(options_.max_step, width) : options_.max_step;
     DoubleLoopOptions loop;
     loop.start = options_.trained() ? Start::kCold : Start::kWarm;
-    const DoubleLoop algorithm(*s.oracle, s.solver, estimator(), std::make_shared<OuterBfgs>(bfgs), loop);
-    State state = algorithm.init();
+    return {*s.oracle, solver(*s.problem, looser), estimator(looser), std::make_shared<OuterBfgs>(bfgs), loop};
+  }
+
+  /// Goes downhill from `at`. Where F rises, x goes back and on with half the step.
+  Point search(const Setup& s, Point at, int64_t steps, std::vector<Record>* records) {
+    bool steep = !at.y.any().item<bool>();  // nothing has been solved yet
+    const DoubleLoop rough = algorithm(s, kRough), fine = algorithm(s, 1);
+    State state = fine.init();
     state.set("x", at.x);
     state.set("y", at.y);
-    State best_before;  // the best point, before the step away from it
+    State last_good;  // before the step away from `at`
     double best = std::numeric_limits<double>::infinity(), scale = 1;
     int64_t level = 0;  // steps in turn that have hardly lowered F
     for (int64_t k = 0; k <= steps; ++k) {
       poll();
       const State before = state.clone();
-      Record record = algorithm.step(state, 1);
+      Record record = (steep ? rough : fine).step(state, 1);
       ++evaluations_;
       if (records) {
         record.step = static_cast<int64_t>(records->size());
@@ -235,26 +261,24 @@ class Tuner {
         if (watch_.record) watch_.record(record);
       }
       const double F = record.outer_loss, slope = record.hypergradient_norm;
-      if (!(F < best)) {
-        require_runtime(std::isfinite(best), record);
-        if (scale < 0.1) break;
+      if (!(F < best + kNoise * std::abs(best))) {
+        if (!std::isfinite(best)) throw std::runtime_error(fmt::format("The first solve failed. {}", record.message));
+        if (scale < 0.02) break;
         scale /= 2;
-        state = best_before.clone();
+        state = last_good.clone();
         state.set("outer_scale", scale);
         continue;
       }
-      level = best - F < 0.01 * options_.tolerance * F ? level + 1 : 0;
-      best = F;
+      steep = slope > kSteep * F;
+      level = best - F < kNoise * F ? level + 1 : 0;
+      best = std::min(best, F);
       at = {before.tensor("x"), state.tensor("y")};
-      best_before = before;
-      best_before.set("y", at.y);
+      last_good = before;
+      last_good.set("y", at.y);
+      if (state.has("q")) last_good.set("q", state.tensor("q"));
       if (slope < options_.tolerance * F || level == 2) break;
     }
     return at;
-  }
-
-  static void require_runtime(bool holds, const Record& record) {
-    if (!holds) throw std::runtime_error(fmt::format("The first solve failed. {}", record.message));
   }
 
   TuneRow row_of(const std::string& slug, const std::string& title, const Setup& s, const Point& at) {

@@ -25,8 +25,8 @@ struct TuneOptions {
   double start = 0.1;              // λ at first, in mean squares of a feature: a strong one, for solves from there are short
   int64_t steps = 30;              // of x, at most
   double max_step = 2;             // of log λ: a factor of 7
-  double tolerance = 3e-4;         // stop where ‖dF/dx‖ is less, or F has fallen by less than a hundredth of it, relative to F
-  double inner_tolerance = 3e-4;   // a linear model: ‖∂y g‖ of each fold
+  double tolerance = 2e-3;         // stop where ‖dF/dx‖ is less, relative to F: F is then within about 1e-5 of its minimum
+  double inner_tolerance = 0.01;   // a linear model: ‖∂y g‖ of each fold over √λ, which leaves less than 5e-5 of each g open
   int64_t updates = 300;           // of a network, or with step_size
   int64_t batch = 128;             // of a network; a linear model with step_size takes all samples
   double lr = 2e-3;                // of a network's Adam at first; it falls to zero along the training

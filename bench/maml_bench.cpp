@@ -99,7 +99,7 @@ nlohmann::ordered_json measure(int64_t tasks, double seconds) {
   const auto loop = [&](const Oracle& oracle) {
     DoubleLoopOptions options;
     options.start = Start::kCold;
-    return DoubleLoop(oracle, std::make_shared<RuleSolver>(std::make_shared<SgdRule>(SgdRuleOptions{}), inner), std::make_shared<Unrolled>(),
+    return DoubleLoop(oracle, std::make_shared<RuleSolver>(std::make_unique<SgdRule>(SgdRuleOptions{}), inner), std::make_shared<Unrolled>(),
                       std::make_shared<OuterAdam>(OuterAdamOptions{.lr = 1e-3}), options);
   };
   const DoubleLoop apart = loop(of_base), together = loop(of_joined);

@@ -245,7 +245,8 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
       const Batch now = batch(start.first_step + t, slice);
       if (along_graphs) {
         linearization = oracle.linearize_inner(x, point.y, now);
-        g = {linearization->value(), linearization->residual(), {}};
+        g.y = linearization->residual();  // before the value, which an oracle that is asked for it alone makes a pass of its own
+        g.value = linearization->value();
       } else {
         g = oracle.inner(x, point.y, now);
       }

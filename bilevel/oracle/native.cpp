@@ -109,8 +109,17 @@ class Model {
     }
     dx_ = problem.outer_layout().size();
     check_maps(form, samples_, weights(), dx_, dtype);
-    features_ = form.features.detach().contiguous();
+    features_ = form.features.layout() == at::kStrided ? form.features.detach().contiguous() : form.features.detach();
     targets_ = form.targets.detach().contiguous();
+    if (features_.layout() == at::kSparseCsr) {
+      row_starts_ = features_.crow_indices().to(at::kLong).contiguous();
+      columns_ = features_.col_indices().to(at::kLong).contiguous();
+      values_ = features_.values().contiguous();
+      require(columns_.numel() == 0 || (columns_.min().item<int64_t>() >= 0 && columns_.max().item<int64_t>() < d_),
+              fmt::format("{} has features with a column outside 0…{}.", what, d_ - 1));
+      rows_ = kBlock;
+      return;
+    }
 
     pad_ = dtype == at::kDouble ? kPad<double> : kPad<float>;
     body_ = d_ / pad_ * pad_;
@@ -129,12 +138,14 @@ class Model {
   }
 
   at::ScalarType dtype() const { return features_.scalar_type(); }
-  at::TensorOptions options() const { return features_.options(); }
+  at::TensorOptions options() const { return at::TensorOptions(dtype()); }
+  bool sparse() const { return row_starts_.defined(); }
   int64_t models() const { return form_.models; }
   int64_t rows() const { return form_.models * form_.outputs; }  // of V
   int64_t size() const { return samples_; }
+  // Columns of V and G, and their elements for K C rows.
+  int64_t pitch() const { return sparse() ? d_ + (form_.bias ? 1 : 0) : body_ + pad_; }
   int64_t packed_size() const { return rows() * pitch(); }
-  int64_t pitch() const { return body_ + pad_; }
   int64_t hyperparameters() const { return dx_; }
   int64_t weights() const { return form_.models * model_weights(); }  // dy
   const LinearForm& form() const { return form_; }
@@ -172,12 +183,19 @@ class Model {
   template <class T>
   Samples<T> samples(const Batch& batch, const T* weights) const {
     Samples<T> s;
-    const at::Tensor& rows = rows_copied_.defined() ? rows_copied_ : features_;
-    s.features = rows.const_data_ptr<T>();
-    s.feature_pitch = rows.size(1);
-    s.body = body_;
-    s.ends = ends_.const_data_ptr<T>();
-    s.end_pitch = ends_.size(0) > 1 || samples_ == 1 ? ends_.stride(0) : 0;
+    if (sparse()) {
+      s.row_starts = row_starts_.const_data_ptr<int64_t>();
+      s.columns = columns_.const_data_ptr<int64_t>();
+      s.values = values_.const_data_ptr<T>();
+      s.bias_column = form_.bias ? d_ : -1;
+    } else {
+      const at::Tensor& rows = rows_copied_.defined() ? rows_copied_ : features_;
+      s.features = rows.const_data_ptr<T>();
+      s.feature_pitch = rows.size(1);
+      s.body = body_;
+      s.ends = ends_.const_data_ptr<T>();
+      s.end_pitch = ends_.size(0) > 1 || samples_ == 1 ? ends_.stride(0) : 0;
+    }
     s.pitch = pitch();
     s.index = batch.full() ? nullptr : batch.samples.const_data_ptr<int64_t>();
     s.n = samples_of(batch);
@@ -196,27 +214,31 @@ class Model {
     return s;
   }
 
-  // y, or a direction, as the passes take it: K C rows of `pitch`.
+  // y, or a direction, as the passes take it: the i-th K C rows of k times as many.
   template <class T>
-  void pack(const T* from, T* to) const {
+  void pack(const T* from, T* V, int64_t i = 0, int64_t k = 1) const {
     const int64_t C = form_.outputs;
-    for (int64_t k = 0; k < models(); ++k, from += model_weights()) {
-      for (int64_t c = 0; c < C; ++c, to += pitch()) {
-        std::copy(from + c * d_, from + (c + 1) * d_, to);
-        to[d_] = form_.bias ? from[C * d_ + c] : T(0);
-        std::fill(to + d_ + 1, to + pitch(), T(0));
+    for (int64_t row = i * rows(); row < (i + 1) * rows(); from += model_weights()) {
+      for (int64_t c = 0; c < C; ++c, ++row) {
+        const int64_t stride = sparse() ? k * rows() : 1;
+        T* const to = sparse() ? V + row : V + row * pitch();
+        for (int64_t j = 0; j < d_; ++j) to[j * stride] = from[c * d_ + j];
+        if (form_.bias) to[d_ * stride] = from[C * d_ + c];
+        if (!sparse()) std::fill(to + d_ + (form_.bias ? 1 : 0), to + pitch(), T(0));
       }
     }
   }
 
-  // What the passes summed up, K C rows of A, as a vector [dy].
+  // The i-th K C rows of what the passes summed up, of k times as many, as a vector [dy].
   template <class T, class A>
-  void unpack(const A* sums, T* out) const {
+  void unpack(const A* sums, T* out, int64_t i, int64_t k) const {
     const int64_t C = form_.outputs;
-    for (int64_t k = 0; k < models(); ++k, out += model_weights()) {
-      for (int64_t c = 0; c < C; ++c, sums += pitch()) {
-        for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(sums[j]);
-        if (form_.bias) out[C * d_ + c] = static_cast<T>(sums[d_]);
+    for (int64_t row = i * rows(); row < (i + 1) * rows(); out += model_weights()) {
+      for (int64_t c = 0; c < C; ++c, ++row) {
+        const int64_t stride = sparse() ? k * rows() : 1;
+        const A* const from = sparse() ? sums + row : sums + row * pitch();
+        for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(from[j * stride]);
+        if (form_.bias) out[C * d_ + c] = static_cast<T>(from[d_ * stride]);
       }
     }
   }
@@ -226,6 +248,7 @@ class Model {
 
   LinearForm form_;
   at::Tensor features_, targets_, ends_;
+  at::Tensor row_starts_, columns_, values_;  // of sparse features
   at::Tensor rows_copied_;  // of few features, with their ends: rows that start and end with the cache's lines are fewer to fetch
   int64_t samples_ = 0, dx_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
 };
@@ -243,6 +266,7 @@ class Sums {
     const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
     const int64_t pieces = (blocks + per_piece - 1) / per_piece;
     const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
+    rows_ = m;
     const int64_t size = m * s.pitch, work_each = work_size(rows_of_work, s.classes);
     twice_ = std::is_same_v<T, float> && pieces > threads;  // float first, then double
     all_fine_ = fine_.get(threads * size);
@@ -286,13 +310,13 @@ class Sums {
     return value;
   }
 
-  /// The i-th K C rows of what was summed up, as a vector [dy].
+  /// The i-th of the vectors [dy] that were summed up.
   void unpack(const Model& model, int64_t i, T* out) const {
-    const int64_t offset = i * model.packed_size();
+    const int64_t k = rows_ / model.rows();
     if (twice_) {
-      model.unpack(all_coarse_ + offset, out);
+      model.unpack(all_coarse_, out, i, k);
     } else {
-      model.unpack(all_fine_ + offset, out);
+      model.unpack(all_fine_, out, i, k);
     }
   }
 
@@ -301,6 +325,7 @@ class Sums {
   Buffer<double> coarse_, values_;
   T* all_fine_ = nullptr;
   double* all_coarse_ = nullptr;
+  int64_t rows_ = 0;
   bool twice_ = false;
 };
 
@@ -326,7 +351,9 @@ class AtPoint final : public Linearization {
 
   at::Tensor value() override {
     if (!value_) first_pass(nullptr);
-    return at::scalar_tensor(*value_, model_.options());
+    const at::Tensor out = at::detail::empty_cpu({}, model_.dtype());
+    *out.mutable_data_ptr<T>() = static_cast<T>(*value_);
+    return out;
   }
 
   at::Tensor residual() override {
@@ -445,7 +472,7 @@ class AtPoint final : public Linearization {
       const int64_t k = std::min(directions_at_once(), count - i);
       const T* const some = each.const_data_ptr<T>() + i * dy();
       T* const V = directions_.get(k * model_.packed_size());
-      for (int64_t j = 0; j < k; ++j) model_.pack(some + j * dy(), V + j * model_.packed_size());
+      for (int64_t j = 0; j < k; ++j) model_.pack(some + j * dy(), V, j, k);
       sums_.run(samples_, k * rows(), [&](int64_t a, int64_t b, T* G, T* work) {
         passes<T>().curvature(samples_, V, k, a, b, state_, G, slopes ? slopes + i * Kn_ : nullptr, work);
         return 0.0;
@@ -495,12 +522,12 @@ class Joint {
     const T* const at_y = y.const_data_ptr<T>();
     const T* const along = v ? v->const_data_ptr<T>() : nullptr;
     T* const V = packed_.get(2 * model_.packed_size());
-    model_.pack(at_y, V);
+    model_.pack(at_y, V, 0, v ? 2 : 1);
     const int64_t Kn = model_.models() * n;
     T *const losses = losses_.get(Kn), *const slopes = slopes_.get(Kn);
     double value = 0;
     if (v) {
-      model_.pack(along, V + model_.packed_size());
+      model_.pack(along, V, 1, 2);
       value = sums_.run(samples, 2 * rows, [&](int64_t a, int64_t b, T* G, T* work) {
         return passes<T>().joint(samples, V, a, b, G, losses, slopes, work);
       }, 2 * rows);
@@ -565,7 +592,8 @@ const LinearForm* inner_form(const Problem& problem) {
 }
 
 bool fits(const LinearForm* form) {
-  return form && form->features.defined() && form->features.is_cpu() && form->features.layout() == at::kStrided &&
+  return form && form->features.defined() && form->features.device().is_cpu() &&
+         (form->features.layout() == at::kStrided || form->features.layout() == at::kSparseCsr) &&
          (form->features.scalar_type() == at::kFloat || form->features.scalar_type() == at::kDouble);
 }
 
@@ -581,7 +609,7 @@ bool NativeOracle::takes(const Problem& problem) { return fits(inner_form(proble
 
 NativeOracle::NativeOracle(const Problem& problem) : Oracle(problem), autodiff_(problem) {
   require(takes(problem),
-          "NativeOracle: the problem offers no linear form that is dense and on the CPU; use the autodiff oracle.");
+          "NativeOracle: the problem offers no linear form, of dense or CSR features on the CPU; use the autodiff oracle.");
   if (fits(inner_form(problem))) inner_ = std::make_unique<Model>(*inner_form(problem), problem, "inner");
   if (fits(problem.outer_linear_form())) outer_ = std::make_unique<Model>(*problem.outer_linear_form(), problem, "outer");
 }

@@ -32,7 +32,7 @@ class NativeOracle final : public Oracle {
   /// One pass over the batch's features for all three products, without an allocation.
   std::unique_ptr<JointPass> joint_pass() const override;
 
-  /// True where `problem` offers a form that this oracle takes: dense, float or double, on the CPU.
+  /// True where `problem` offers a form that this oracle takes: features dense or CSR, float or double, on the CPU.
   static bool takes(const Problem& problem);
 
  private:

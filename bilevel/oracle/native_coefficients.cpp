@@ -1,6 +1,7 @@
 #include "bilevel/oracle/native_coefficients.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -70,7 +71,7 @@ void check_maps(const LinearForm& form, int64_t samples, int64_t dy, int64_t dx,
 
 template <class T>
 T* Buffer<T>::get(int64_t size) {
-  if (!memory_.defined() || memory_.numel() < size) memory_ = at::empty({std::max<int64_t>(size, 1)}, kType<T>);
+  if (!memory_.defined() || memory_.numel() < size) memory_ = at::detail::empty_cpu({std::max<int64_t>(size, 1)}, kType<T>);
   return static_cast<T*>(memory_.mutable_data_ptr());
 }
 

@@ -58,6 +58,7 @@ Block<T> block_at(const Samples<T>& s, int64_t b) {
   block.padded = (block.rows + kSamplesAtOnce - 1) / kSamplesAtOnce * kSamplesAtOnce;
   const auto take = [&](int r, int64_t i) {
     block.sample[r] = i;
+    if (s.row_starts) return;
     block.features[r] = s.features + i * s.feature_pitch;
     block.ends[r] = s.ends + i * s.end_pitch;
   };
@@ -152,9 +153,73 @@ void dot_rows(const Samples<T>& s, const Block<T>& block, const T* V, T* U) {
   for (int r = 0; r < block.padded; r += NR) dot_tile<MR, NR>(V, s.pitch, s.body, block.features + r, block.ends + r, U + r);
 }
 
+// The same for sparse features, m fixed where it is small: the sums of one sample then stay in registers.
+template <int M, class T>
+void sparse_dot(const Samples<T>& s, const Block<T>& block, const T* HWY_RESTRICT V, int64_t any_m, T* HWY_RESTRICT U) {
+  const int64_t m = M > 0 ? M : any_m;
+  T fixed[M > 0 ? M : 1];
+  for (int r = 0; r < block.rows; ++r) {
+    const int64_t i = block.sample[r];
+    if constexpr (M > 0) {
+      for (int c = 0; c < M; ++c) fixed[c] = s.bias_column >= 0 ? V[s.bias_column * M + c] : T(0);
+      for (int64_t k = s.row_starts[i]; k < s.row_starts[i + 1]; ++k) {
+        const T* const row = V + s.columns[k] * M;
+        for (int c = 0; c < M; ++c) fixed[c] += s.values[k] * row[c];
+      }
+      for (int c = 0; c < M; ++c) U[c * kBlock + r] = fixed[c];
+    } else {
+      // Many sums, 32 at a time.
+      for (int64_t first = 0; first < m; first += 32) {
+        const int64_t width = std::min<int64_t>(32, m - first);
+        T sum[32] = {};
+        if (s.bias_column >= 0) std::copy_n(V + s.bias_column * m + first, width, sum);
+        for (int64_t k = s.row_starts[i]; k < s.row_starts[i + 1]; ++k) {
+          const T* const row = V + s.columns[k] * m + first;
+          const T value = s.values[k];
+          for (int64_t c = 0; c < width; ++c) sum[c] += value * row[c];
+        }
+        for (int64_t c = 0; c < width; ++c) U[(first + c) * kBlock + r] = sum[c];
+      }
+    }
+  }
+  // Those past the last sample repeat it.
+  for (int64_t c = 0; c < m; ++c) std::fill(U + c * kBlock + block.rows, U + c * kBlock + block.padded, U[c * kBlock + block.rows - 1]);
+}
+
+template <int M, class T>
+void sparse_outer(const Samples<T>& s, const Block<T>& block, const T* HWY_RESTRICT R, int64_t any_m, T* HWY_RESTRICT G) {
+  const int64_t m = M > 0 ? M : any_m;
+  T factors[M > 0 ? M : 32];
+  for (int r = 0; r < block.rows; ++r) {
+    const int64_t i = block.sample[r];
+    for (int64_t first = 0; first < m; first += 32) {
+      const int64_t width = M > 0 ? M : std::min<int64_t>(32, m - first);
+      for (int64_t c = 0; c < width; ++c) factors[c] = R[(first + c) * kBlock + r];
+      for (int64_t k = s.row_starts[i]; k < s.row_starts[i + 1]; ++k) {
+        T* const row = G + s.columns[k] * m + first;
+        const T value = s.values[k];
+        for (int64_t c = 0; c < width; ++c) row[c] += value * factors[c];
+      }
+      if (s.bias_column < 0) continue;
+      T* const row = G + s.bias_column * m + first;
+      for (int64_t c = 0; c < width; ++c) row[c] += factors[c];
+    }
+  }
+}
+
 // U [m, kBlock] = V Aᵀ.
 template <class T>
 void dot(const Samples<T>& s, const Block<T>& block, const T* V, int64_t m, T* U) {
+  if (s.row_starts) {
+    switch (m) {
+      case 1: return sparse_dot<1>(s, block, V, m, U);
+      case 2: return sparse_dot<2>(s, block, V, m, U);
+      case 4: return sparse_dot<4>(s, block, V, m, U);
+      case 10: return sparse_dot<10>(s, block, V, m, U);
+      case 20: return sparse_dot<20>(s, block, V, m, U);
+      default: return sparse_dot<0>(s, block, V, m, U);
+    }
+  }
   int64_t c = 0;
   for (; c + kRows <= m; c += kRows) dot_rows<kRows>(s, block, V + c * s.pitch, U + c * kBlock);
   V += c * s.pitch, U += c * kBlock;
@@ -220,6 +285,16 @@ void outer_columns(const T* const* rows, int count, int64_t offset, const T* R, 
 // G [m, pitch] += R A, R [m, kBlock]; the features of block `next` are fetched meanwhile.
 template <class T>
 void outer(const Samples<T>& s, const Block<T>& block, const T* R, int64_t m, T* G, int64_t next) {
+  if (s.row_starts) {
+    switch (m) {
+      case 1: return sparse_outer<1>(s, block, R, m, G);
+      case 2: return sparse_outer<2>(s, block, R, m, G);
+      case 4: return sparse_outer<4>(s, block, R, m, G);
+      case 10: return sparse_outer<10>(s, block, R, m, G);
+      case 20: return sparse_outer<20>(s, block, R, m, G);
+      default: return sparse_outer<0>(s, block, R, m, G);
+    }
+  }
   const int64_t L = static_cast<int64_t>(hn::Lanes(Tag<T>()));
   int64_t j = 0;
   int part = 0;

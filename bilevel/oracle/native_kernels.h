@@ -18,6 +18,9 @@ enum class Phi { kIdentity, kExp, kSigmoid, kSoftplus };
 /// Weights V and what is summed up, G, are [m, pitch]: the features in order, then the bias, then zeros up to a multiple of kPad.
 /// A sample's features are read where they are, but for their last d mod kPad: those, a 1 for the bias and zeros make one row of
 /// `ends` [n, kPad] (of one row for all, where end_pitch = 0).
+///
+/// Sparse features are rows of numbers and their columns (CSR). V and G are then [columns, m], the bias the last column where there
+/// is one: what a number of the features is multiplied with lies side by side.
 template <class T>
 struct Samples {
   const T* features = nullptr;
@@ -26,6 +29,10 @@ struct Samples {
   const T* ends = nullptr;
   int64_t end_pitch = 0;
   int64_t pitch = 0;               // body + kPad
+  const int64_t* row_starts = nullptr;  // [all + 1]; null: dense
+  const int64_t* columns = nullptr;     // [stored], those of `values`
+  const T* values = nullptr;            // [stored]
+  int64_t bias_column = -1;             // −1: no bias
   const int64_t* index = nullptr;  // the batch's samples; null: all, in order
   int64_t n = 0;                   // of the batch
   int64_t rows = kBlock;           // of a block, at most kBlock

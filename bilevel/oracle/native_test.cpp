@@ -23,6 +23,7 @@ struct Case {
   std::string loss = "softmax";
   int64_t n = 70, d = 19, C = 3;
   bool bias = true;
+  bool sparse = false;
   bool maps = false;  // weights and ridge as maps of elements, and not as functions
   Weights weights = Weights::kPerSample;
   Ridge ridge = Ridge::kScalar;
@@ -48,7 +49,9 @@ class Glm : public Problem {
       inner_.add(fmt::format("W{}", k), {c.C, c.d});
       if (c.bias) inner_.add(fmt::format("c{}", k), {c.C});
     }
-    form_.features = draw.normal({c.n, c.d}).to(c.dtype);
+    dense_ = draw.normal({c.n, c.d}).to(c.dtype);
+    if (c.sparse) dense_.masked_fill_(draw.uniform({c.n, c.d}).gt(0.2), 0);  // some rows are empty
+    form_.features = c.sparse ? dense_.to_sparse_csr() : dense_;
     at::Tensor labels = draw.integers(c.loss == "logistic" ? 2 : c.C, {c.n});
     if (c.loss == "squared") labels = draw.normal({c.n, c.C});
     if (c.loss == "poisson") labels = draw.integers(6, {c.n, c.C}).to(c.dtype);
@@ -67,7 +70,7 @@ class Glm : public Problem {
 
   // The native oracle then has nothing to call: what is left of the functions is for the losses below.
   void offer_maps() {
-    const at::Tensor two = at::full({1}, 2.0, form_.features.options()), third = at::full({1}, 0.3, form_.features.options());
+    const at::Tensor two = at::full({1}, 2.0, dense_.options()), third = at::full({1}, 0.3, dense_.options());
     using Phi = SpreadMap::Phi;
     if (case_.weights == Weights::kFixed) form_.sample_weight_maps = {{.size = 0, .factor = fixed_}};
     if (case_.weights == Weights::kPerSample)
@@ -126,7 +129,7 @@ class Glm : public Problem {
       case Ridge::kScalar: return x[weight_count_].exp();
       case Ridge::kPerWeight: return x.narrow(0, weight_count_, ridge_count_).exp();
       case Ridge::kGrouped: return x.narrow(0, weight_count_, 3).exp().log1p().index_select(0, groups()) * members();
-      default: return at::scalar_tensor(0.3, form_.features.options());
+      default: return at::scalar_tensor(0.3, dense_.options());
     }
   }
   at::Tensor of_each_model(const at::Tensor& weights) const {
@@ -138,7 +141,7 @@ class Glm : public Problem {
   at::Tensor logits(const at::Tensor& y, const Batch& batch, int64_t k) const {
     const auto parts = inner_.split(y);
     const auto first = static_cast<size_t>(case_.bias ? 2 * k : k);
-    const at::Tensor z = parts[first].mm(cut(form_.features, batch, 0).t());
+    const at::Tensor z = parts[first].mm(cut(dense_, batch, 0).t());
     return case_.bias ? z + parts[first + 1].unsqueeze(1) : z;
   }
 
@@ -153,7 +156,7 @@ class Glm : public Problem {
   Loss loss_;
   Layout outer_, inner_;
   int64_t weight_count_, ridge_count_, dy_;
-  at::Tensor sources_, fixed_;
+  at::Tensor sources_, fixed_, dense_;
 };
 
 struct At {
@@ -274,6 +277,21 @@ std::vector<Case> all_cases() {
         }
       }
     }
+    for (const char* loss : {"squared", "logistic", "softmax", "poisson"}) {
+      for (const int64_t classes : {1, 2, 5, 10, 45}) {
+        if ((classes > 1) == (loss == std::string("logistic"))) continue;
+        for (const bool bias : {true, false}) {
+          Case c;
+          c.loss = loss;
+          c.C = classes;
+          c.n = classes == 2 ? 2100 : 70;
+          c.bias = bias;
+          c.sparse = true;
+          c.dtype = dtype;
+          list.push_back(c);
+        }
+      }
+    }
     // Shapes: features that end in the middle of a vector, at its end, within one; classes that fill no tile, one, several.
     for (const auto& [n, d, C] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
              {1, 1, 2}, {7, 5, 2}, {32, 16, 5}, {33, 64, 10}, {31, 130, 7}, {2100, 37, 4}, {40, 6000, 2}, {17, 15, 40}}) {
@@ -293,7 +311,7 @@ std::vector<Case> all_cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, NativeOracleCases, testing::ValuesIn(all_cases()), [](const auto& one) {
   const Case& c = one.param;
-  return fmt::format("{}_{}x{}x{}_{}{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias", c.maps ? "_maps" : "",
+  return fmt::format("{}_{}x{}x{}_{}{}{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias", c.maps ? "_maps" : "", c.sparse ? "_sparse" : "",
                      static_cast<int>(c.weights), static_cast<int>(c.ridge), c.models, c10::toString(c.dtype));
 });
 

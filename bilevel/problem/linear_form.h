@@ -41,7 +41,7 @@ struct LinearForm {
     return Link::kSquared;
   }
 
-  at::Tensor features;  // a [n, d], of the dtype of x and y
+  at::Tensor features;  // a [n, d], of the dtype of x and y; dense, or CSR where most are zero
   at::Tensor targets;   // t as `Loss::targets` gives them: softmax int64 [1, n], logistic ±1 [1, n], else [C, n]
   Link link = Link::kSquared;
   int64_t outputs = 1;  // C, the rows of W

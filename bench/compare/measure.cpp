@@ -22,6 +22,7 @@
 #include <sstream>
 
 #include "bench/compare/sinusoids.h"
+#include "bilevel/core/error.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/experiment.h"
 

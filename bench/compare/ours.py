@@ -246,7 +246,7 @@ def rows(a, task, case, folder):
     found = []
     for library, variant, config, what in variants(task, case, mine):
         out = mine / f"{config.stem}.{what}.json"
-        command = [*pinned, a.build / "compare_measure", config, "--what", what, "--out", out]
+        command = [*pinned, a.build / "bench/compare_measure", config, "--what", what, "--out", out]
         if what.startswith("hvp"):
             command += ["--direction", mine / "v.npy"]
         if task == "cleaning":
@@ -260,7 +260,7 @@ def rows(a, task, case, folder):
         text=True,
         check=True,
     ).stdout.splitlines()
-    for variant in names:
+    for variant in filter(None, names):
         out = mine / "python.json"
         command = [
             *pinned,

@@ -53,7 +53,6 @@ endfunction()
 function(bilevel_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;USES;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
-  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF)
   target_compile_options(${name} PRIVATE -O1)  # a test waits for the engine, and not for itself
   target_link_libraries(${name} PRIVATE bilevel_flags ${ARG_USES} deps::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")

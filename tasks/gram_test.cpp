@@ -11,7 +11,7 @@
 #include "bilevel/oracle/counted.h"
 #include "tasks/supervised.h"
 
-namespace bilevel {
+namespace bilevel::gram_test {
 namespace {
 
 constexpr int64_t kN = 60, kD = 5, kC = 3;
@@ -149,4 +149,4 @@ TEST(Gram, LetsConjugateGradientsReachTheSameHypergradientInFewerProducts) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::gram_test

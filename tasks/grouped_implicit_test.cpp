@@ -12,7 +12,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "tasks/supervised.h"
 
-namespace bilevel {
+namespace bilevel::grouped_implicit_test {
 namespace {
 
 constexpr int64_t kN = 40, kM = 15, kD = 4, kC = 3, kSources = 5;
@@ -134,4 +134,4 @@ TEST(SignalShare, IsUnbiased) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::grouped_implicit_test

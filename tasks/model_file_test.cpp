@@ -14,7 +14,7 @@
 #include "bilevel/core/stream.h"
 #include "tasks/supervised.h"
 
-namespace bilevel {
+namespace bilevel::model_file_test {
 namespace {
 
 Draw draw(int64_t t) { return Stream(3, "model file").at(t); }
@@ -121,4 +121,4 @@ TEST_F(ModelFile, RefusesDamagedFiles) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::model_file_test

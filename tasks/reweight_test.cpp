@@ -18,7 +18,7 @@
 #include "tasks/reweight_report.h"
 #include "tasks/supervised.h"
 
-namespace bilevel {
+namespace bilevel::reweight_test {
 namespace {
 
 using testing::HasSubstr;
@@ -269,4 +269,4 @@ TEST(MeanRows, GivesMeanAndStandardErrorOverTheSeeds) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::reweight_test

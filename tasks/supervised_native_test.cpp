@@ -6,7 +6,7 @@
 #include "bilevel/oracle/native.h"
 #include "tasks/supervised.h"
 
-namespace bilevel {
+namespace bilevel::supervised_native_test {
 namespace {
 
 using Kind = Hyperparameter::Kind;
@@ -102,4 +102,4 @@ TEST(SupervisedForm, IsNotOfferedByANetwork) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::supervised_native_test

@@ -27,7 +27,7 @@
 #include "bilevel/problem/npy.h"
 #include "tasks/registry.h"
 
-namespace bilevel {
+namespace bilevel::supervised_test {
 namespace {
 
 using Kind = Hyperparameter::Kind;
@@ -801,4 +801,4 @@ outer = { x = "val_x.npy", y = "val_y.npy" }
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::supervised_test

@@ -10,7 +10,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 
-namespace bilevel {
+namespace bilevel::trainer_test {
 namespace {
 
 constexpr int64_t kN = 200, kD = 4, kC = 3;
@@ -166,4 +166,4 @@ TEST(Trainer, RefusesWeightsThatDoNotFit) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::trainer_test

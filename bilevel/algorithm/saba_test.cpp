@@ -7,7 +7,7 @@
 #include "bilevel/algorithm/single_loop_for_tests.h"
 #include "bilevel/algorithm/soba.h"
 
-namespace bilevel {
+namespace bilevel::saba_test {
 namespace {
 
 using test::distance;
@@ -111,4 +111,4 @@ TEST(Saba, GoesOnFromACopyOfItsStateToTheSameBits) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::saba_test

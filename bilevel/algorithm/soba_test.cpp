@@ -13,7 +13,7 @@
 #include "bilevel/oracle/counted.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::soba_test {
 namespace {
 
 using test::distance;
@@ -183,4 +183,4 @@ TEST(Soba, RefusesWhatItCannotDifferentiate) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::soba_test

@@ -16,7 +16,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/function_problem.h"
 
-namespace bilevel {
+namespace bilevel::active_set_test {
 namespace {
 
 using namespace testing;
@@ -394,4 +394,4 @@ TEST(ActiveSet, IsALinearizationWithBothSidesAlike) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::active_set_test

@@ -21,7 +21,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::certificate_test {
 namespace {
 
 using ::testing::HasSubstr;
@@ -527,4 +527,4 @@ TEST(SpotCheck, SaysThatItCannotCertify) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::certificate_test

@@ -11,7 +11,7 @@
 #include "bilevel/hypergrad/t1_t2.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::darts_test {
 namespace {
 
 using namespace testing;
@@ -106,4 +106,4 @@ TEST(Darts, RefusesARadiusThatIsNone) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::darts_test

@@ -12,7 +12,7 @@
 #include "bilevel/inner/sgd.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::forward_test {
 namespace {
 
 using namespace testing;
@@ -122,4 +122,4 @@ TEST(Forward, GradesADivergedOrNonFiniteSolveBad) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::forward_test

@@ -6,7 +6,7 @@
 #include "bilevel/hypergrad/plain_test.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::identity_test {
 namespace {
 
 using namespace testing;
@@ -59,4 +59,4 @@ TEST(Identity, IsExactWhereTheStepSizeIsTheInverseHessian) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::identity_test

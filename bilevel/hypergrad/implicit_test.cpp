@@ -17,7 +17,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::implicit_test {
 namespace {
 
 using namespace testing;
@@ -236,4 +236,4 @@ TEST(Implicit, WorksInSinglePrecision) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::implicit_test

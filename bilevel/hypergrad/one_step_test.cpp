@@ -9,7 +9,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::one_step_test {
 namespace {
 
 using namespace testing;
@@ -88,4 +88,4 @@ TEST(OneStep, IsExactWhereOneStepSolves) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::one_step_test

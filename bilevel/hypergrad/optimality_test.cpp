@@ -23,7 +23,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::optimality_test {
 namespace {
 
 using namespace testing;
@@ -396,4 +396,4 @@ TEST(Optimality, IsServedByEverySolverThatNeedsNoSymmetry) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::optimality_test

@@ -7,7 +7,7 @@
 #include "bilevel/hypergrad/plain_test.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::t1_t2_test {
 namespace {
 
 using namespace testing;
@@ -61,4 +61,4 @@ TEST(T1T2, IsExactWhereOneStepSolves) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::t1_t2_test

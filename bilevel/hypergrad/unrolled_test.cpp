@@ -17,7 +17,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::unrolled_test {
 namespace {
 
 using namespace testing;
@@ -289,4 +289,4 @@ TEST(Unrolled, RefusesABudgetWithoutCheckpoints) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::unrolled_test

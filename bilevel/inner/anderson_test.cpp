@@ -9,7 +9,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::anderson_test {
 namespace {
 
 at::Tensor drawn(const char* purpose, at::IntArrayRef sizes) { return Stream(17, purpose).at(0).normal(sizes); }
@@ -80,4 +80,4 @@ TEST(Anderson, RefusesOptionsThatMakeNoSenseAndConstraints) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::anderson_test

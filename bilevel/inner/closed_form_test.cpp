@@ -9,7 +9,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::closed_form_test {
 namespace {
 
 using testing::HasSubstr;
@@ -58,4 +58,4 @@ TEST(ClosedForm, CallsALossWithoutASingleMinimumIndefinite) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::closed_form_test

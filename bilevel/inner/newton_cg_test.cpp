@@ -9,7 +9,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::newton_cg_test {
 namespace {
 
 double gap(const at::Tensor& a, const at::Tensor& b) { return (a - b).norm().item<double>() / b.norm().item<double>(); }
@@ -88,4 +88,4 @@ TEST(NewtonCg, SaysWhenItRanOutOfIterationsAndWhenTheLossIsNotFinite) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::newton_cg_test

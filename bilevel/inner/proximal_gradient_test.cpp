@@ -16,7 +16,7 @@
 #include "bilevel/oracle/counted.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::proximal_gradient_test {
 namespace {
 
 using testing::HasSubstr;
@@ -192,4 +192,4 @@ TEST(ProximalGradient, OtherSolversRefuseConstraints) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::proximal_gradient_test

@@ -11,7 +11,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::rule_solver_test {
 namespace {
 
 using testing::HasSubstr;
@@ -296,4 +296,4 @@ TEST(InnerRegistry, ReadsTheInnerTable) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::rule_solver_test

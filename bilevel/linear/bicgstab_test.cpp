@@ -5,7 +5,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/linear/systems_for_tests.h"
 
-namespace bilevel {
+namespace bilevel::bicgstab_test {
 namespace {
 
 using namespace test;
@@ -88,4 +88,4 @@ TEST(Bicgstab, NamesEachViolation) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::bicgstab_test

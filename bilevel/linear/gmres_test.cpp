@@ -6,7 +6,7 @@
 #include "bilevel/linear/bicgstab.h"
 #include "bilevel/linear/systems_for_tests.h"
 
-namespace bilevel {
+namespace bilevel::gmres_test {
 namespace {
 
 using namespace test;
@@ -90,4 +90,4 @@ TEST(Gmres, NamesEachViolation) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::gmres_test

@@ -6,7 +6,7 @@
 #include "bilevel/linear/cg.h"
 #include "bilevel/linear/systems_for_tests.h"
 
-namespace bilevel {
+namespace bilevel::normal_cg_test {
 namespace {
 
 using namespace test;
@@ -82,4 +82,4 @@ TEST(NormalCg, RefusesAnUnsymmetricMatrixWithoutItsTranspose) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::normal_cg_test

@@ -11,7 +11,7 @@
 #include "bilevel/linear/registry.h"
 #include "bilevel/linear/systems_for_tests.h"
 
-namespace bilevel {
+namespace bilevel::solvers_test {
 namespace {
 
 using namespace test;
@@ -346,4 +346,4 @@ TEST(SolverRows, HaveEverySolverOfTheRegistry) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::solvers_test

@@ -12,7 +12,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
 
-namespace bilevel {
+namespace bilevel::csv_test {
 namespace {
 
 using testing::ElementsAre;
@@ -77,4 +77,4 @@ TEST(Csv, WritesWhatItReadsBack) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::csv_test

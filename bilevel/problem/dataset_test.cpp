@@ -16,7 +16,7 @@
 #include "bilevel/core/file.h"
 #include "bilevel/problem/npy.h"
 
-namespace bilevel {
+namespace bilevel::dataset_test {
 namespace {
 
 using testing::AllOf;
@@ -368,4 +368,4 @@ TEST_F(DatasetTest, IsReadFromTheConfiguration) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::dataset_test

@@ -8,7 +8,7 @@
 #include "bilevel/core/file.h"
 #include "bilevel/problem/gzip.h"
 
-namespace bilevel {
+namespace bilevel::idx_test {
 namespace {
 
 using testing::HasSubstr;
@@ -69,4 +69,4 @@ TEST(Gzip, RefusesADamagedFile) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::idx_test

@@ -9,7 +9,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 
-namespace bilevel {
+namespace bilevel::loss_test {
 namespace {
 
 using torch::autograd::grad;
@@ -120,4 +120,4 @@ TEST(Loss, PredictsTheMostProbableClass) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::loss_test

@@ -9,7 +9,7 @@
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
 
-namespace bilevel {
+namespace bilevel::model_test {
 namespace {
 
 using torch::autograd::grad;
@@ -150,4 +150,4 @@ TEST(Model, IsReadFromAConfiguration) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::model_test

@@ -12,7 +12,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
 
-namespace bilevel {
+namespace bilevel::npy_test {
 namespace {
 
 using testing::HasSubstr;
@@ -119,4 +119,4 @@ TEST(Npy, WritesTheVeryBytesOfNumPy) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::npy_test

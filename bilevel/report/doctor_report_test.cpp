@@ -9,7 +9,7 @@
 #include "bilevel/report/html.h"
 #include "bilevel/report/terminal.h"
 
-namespace bilevel {
+namespace bilevel::doctor_report_test {
 namespace {
 
 using testing::HasSubstr;
@@ -109,4 +109,4 @@ TEST(DoctorReport, WritesStrictJson) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::doctor_report_test

@@ -13,7 +13,7 @@
 #include "bilevel/report/png.h"
 #include "bilevel/report/terminal.h"
 
-namespace bilevel {
+namespace bilevel::explain_report_test {
 namespace {
 
 using testing::HasSubstr;
@@ -106,4 +106,4 @@ TEST(ExplainReport, WritesNumbersThatAreNotFiniteAsNull) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::explain_report_test

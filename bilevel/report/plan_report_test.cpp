@@ -7,7 +7,7 @@
 
 #include "bilevel/report/terminal.h"
 
-namespace bilevel {
+namespace bilevel::plan_report_test {
 namespace {
 
 using testing::HasSubstr;
@@ -61,4 +61,4 @@ TEST(PlanReport, WritesJson) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::plan_report_test

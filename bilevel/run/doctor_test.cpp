@@ -17,7 +17,7 @@
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/test_problems.h"
 
-namespace bilevel {
+namespace bilevel::doctor_test {
 namespace {
 
 using testing::Contains;
@@ -269,4 +269,4 @@ TEST(Doctor, RefusesSenselessOptions) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::doctor_test

@@ -14,7 +14,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/state.h"
 
-namespace bilevel {
+namespace bilevel::plan_test {
 namespace {
 
 using testing::HasSubstr;
@@ -217,4 +217,4 @@ TEST(ProcessMemory, SeesWhatIsHeld) {
 }
 
 }  // namespace
-}  // namespace bilevel
+}  // namespace bilevel::plan_test

@@ -16,8 +16,8 @@
 namespace bilevel::study {
 namespace {
 
-constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "wrong set"};
-constexpr const char* kProblems[] = {"box", "lasso", "simplex", "non-negative"};
+constexpr const char* kConstrainedDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "wrong set"};
+constexpr const char* kConstrainedProblems[] = {"box", "lasso", "simplex", "non-negative"};
 
 /// g = mean ℓ(X y, t) + ½ μ‖y‖² − yᵀB x with the squared or (non-negative) the logistic loss, f = mean ℓ(V y, s) + ½ 1e-3 ‖x‖², and
 ///   box:           −b ≤ y ≤ b (1 + tanh(x₀)/4), b half of the largest |y| without
@@ -252,8 +252,8 @@ CertificateCase constrained_case(int64_t seed) {
   CertificateCase found;
   found.seed = seed;
   const Drawn drawn = draw_case(draw, found);
-  found.problem = kProblems[drawn.kind];
-  found.damage = seed % 3 == 0 ? kDamages[drawn.damage] : "";
+  found.problem = kConstrainedProblems[drawn.kind];
+  found.damage = seed % 3 == 0 ? kConstrainedDamages[drawn.damage] : "";
   found.estimator = drawn.which == 1 ? "implicit dense" : "implicit cg";
 
   // With nothing free no product counts, and damage to it is none.

@@ -12,8 +12,8 @@
 namespace bilevel::study {
 namespace {
 
-constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "lost steps", "NaN"};
-constexpr const char* kProblems[] = {"quadratic", "ridge", "logistic", "mlp"};
+constexpr const char* kUnrolledDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "lost steps", "NaN"};
+constexpr const char* kUnrolledProblems[] = {"quadratic", "ridge", "logistic", "mlp"};
 
 /// dF_T/dx in double, by carrying J = ∂y_t/∂x along: J ← (I − ηH) J − η ∂x∂y g, from J = 0 at t = `held`.
 at::Tensor reference(const StudyProblem& problem, double lr, int64_t steps, int64_t held) {
@@ -47,8 +47,8 @@ CertificateCase unrolled_case(int64_t seed) {
   const Drawn drawn = draw_case(draw, found);
   const int64_t steps = 10 + draw.integers(50, {1}).item<int64_t>();
   const int64_t last = drawn.which == 1 ? std::max<int64_t>(1, steps / 8 + draw.integers(7 * steps / 8, {1}).item<int64_t>()) : steps;
-  found.problem = kProblems[drawn.kind];
-  found.damage = seed % 3 == 0 ? kDamages[drawn.damage % 5] : "";
+  found.problem = kUnrolledProblems[drawn.kind];
+  found.damage = seed % 3 == 0 ? kUnrolledDamages[drawn.damage % 5] : "";
   found.estimator = drawn.which == 1 ? "truncated" : "unrolled";
 
   const auto problem = make_problem(drawn.kind, draw, found.condition, false, drawn.dtype);

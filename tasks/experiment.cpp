@@ -218,7 +218,7 @@ RunResult resume_experiment(const std::string& path, const RunFront& front, cons
     notice(front, "The run was stopped before its first checkpoint; it starts again.");
   }
   directory.write_layout(problem.outer_layout(), problem.inner_layout(), experiment.identity());
-  directory.cut_log(records);
+  directory.cut_log(records, experiment.driver_options().record_every);
   return as_failure([&] { return drive(experiment, directory, std::move(state), front); });
 }
 

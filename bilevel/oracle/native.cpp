@@ -262,12 +262,12 @@ class Sums {
  public:
   /// pass(first, last, G, work) → a part of the value, which is returned. m = 0: nothing is summed up but that.
   template <class F>
-  double run(const Samples<T>& s, int64_t m, F pass, int64_t rows_of_work) {
+  double run(const Samples<T>& s, int64_t m, F pass) {
     const int64_t blocks = s.blocks(), per_piece = std::max<int64_t>(1, kPieceSamples / s.rows);
     const int64_t pieces = (blocks + per_piece - 1) / per_piece;
     const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), pieces);
     rows_ = m;
-    const int64_t size = m * s.pitch, work_each = work_size(rows_of_work, s.classes);
+    const int64_t size = m * s.pitch, work_each = work_size(std::max(m, s.models * s.classes), s.classes);
     twice_ = std::is_same_v<T, float> && pieces > threads;  // float first, then double
     all_fine_ = fine_.get(threads * size);
     all_coarse_ = twice_ ? coarse_.get(threads * size) : nullptr;
@@ -374,7 +374,7 @@ class AtPoint final : public Linearization {
     sums_.run(samples_, rows(), [&](int64_t a, int64_t b, T* G, T* work) {
       passes<T>().weighted(samples_, w, 1, a, b, state_, G, work);
       return 0.0;
-    }, rows());
+    });
     sums_.unpack(model_, 0, out);
     add_ridge(at_x_, y(), dy(), out);
     return residual_;
@@ -419,7 +419,7 @@ class AtPoint final : public Linearization {
       sums_.run(samples_, k * rows(), [&](int64_t a, int64_t b, T* G, T* work) {
         passes<T>().weighted(samples_, s_dot + i * Kn_, k, a, b, state_, G, work);
         return 0.0;
-      }, k * rows());
+      });
       for (int64_t j = 0; j < k; ++j) sums_.unpack(model_, j, to + (i + j) * dy());
     }
     T* const lambda_dot = lambda_dot_.get(dy());
@@ -446,7 +446,7 @@ class AtPoint final : public Linearization {
     const T* const V = packed_.get(0);
     double value = sums_.run(samples_, out ? rows() : 0, [&](int64_t a, int64_t b, T* G, T* work) {
       return passes<T>().gradient(samples_, V, a, b, G, state_, losses_, work);
-    }, rows());
+    });
     if (at_x_.ridge()) value += 0.5 * triple_product(at_x_.ridge(), at_x_.one_ridge(), y(), y(), dy());
     value += at_x_.prior();
     value_ = value;
@@ -476,7 +476,7 @@ class AtPoint final : public Linearization {
       sums_.run(samples_, k * rows(), [&](int64_t a, int64_t b, T* G, T* work) {
         passes<T>().curvature(samples_, V, k, a, b, state_, G, slopes ? slopes + i * Kn_ : nullptr, work);
         return 0.0;
-      }, k * rows());
+      });
       for (int64_t j = 0; j < k; ++j) {
         sums_.unpack(model_, j, to + (i + j) * dy());
         add_ridge(at_x_, some + j * dy(), dy(), to + (i + j) * dy());
@@ -530,14 +530,14 @@ class Joint {
       model_.pack(along, V, 1, 2);
       value = sums_.run(samples, 2 * rows, [&](int64_t a, int64_t b, T* G, T* work) {
         return passes<T>().joint(samples, V, a, b, G, losses, slopes, work);
-      }, 2 * rows);
+      });
       sums_.unpack(model_, 1, Hv->mutable_data_ptr<T>());
       add_ridge(at_x_, along, dy, Hv->mutable_data_ptr<T>());
       at_x_.gradient(1.0, slopes, 1.0, at_y, along, cross.mutable_data_ptr<T>());
     } else {
       value = sums_.run(samples, rows, [&](int64_t a, int64_t b, T* G, T* work) {
         return passes<T>().gradient(samples, V, a, b, G, nullptr, losses, work);
-      }, rows);
+      });
       at_x_.gradient(samples.scale, losses, 0.5, at_y, at_y, cross.mutable_data_ptr<T>());
       at_x_.add_prior_gradient(cross.mutable_data_ptr<T>());
     }

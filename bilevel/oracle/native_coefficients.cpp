@@ -76,6 +76,11 @@ T* Buffer<T>::get(int64_t size) {
 }
 
 template <class T>
+const T* Buffer<T>::data() const {
+  return static_cast<const T*>(memory_.const_data_ptr());
+}
+
+template <class T>
 Coefficients<T>::Coefficients(const LinearForm& form, int64_t dy, int64_t dx) : form_(form), dy_(dy), dx_(dx) {
   for (const SpreadMap& map : form.sample_weight_maps) weight_spreads_.push_back(spread_of(map));
   if (form.ridge_map) ridge_spread_.push_back(spread_of(*form.ridge_map));
@@ -127,7 +132,7 @@ template <class F>
 void Coefficients<T>::for_each_slope(const Spread& spread, const int64_t* samples, int64_t m, F f) const {
   const SpreadMap& map = *spread.map;
   if (map.size == 0) return;
-  const T* const slopes = const_cast<Spread&>(spread).slopes.get(1);
+  const T* const slopes = spread.slopes.data();
   for (int64_t b = 0; b < m; ++b) {
     const int64_t j = samples ? samples[b] : b, e = spread.element(j);
     f(b, map.first + e, spread.factor_of(j) * slopes[spread.by_sample ? b : e]);
@@ -182,7 +187,7 @@ template <class T>
 T Coefficients<T>::other_weights(size_t k, int64_t b) const {
   T product(1);
   for (size_t l = 0; l < weight_spreads_.size(); ++l) {
-    if (l != k) product *= const_cast<Spread&>(weight_spreads_[l]).t.get(1)[b];
+    if (l != k) product *= weight_spreads_[l].t.data()[b];
   }
   return product;
 }

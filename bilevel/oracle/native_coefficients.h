@@ -13,7 +13,8 @@ namespace bilevel::native {
 template <class T>
 class Buffer {
  public:
-  T* get(int64_t size);  // at least so many elements, of any value
+  T* get(int64_t size);   // at least so many elements, of any value
+  const T* data() const;  // as they are; there must be some
 
  private:
   at::Tensor memory_;

@@ -137,12 +137,12 @@ void RunDirectory::checkpoint(const State& state) {
 
 State RunDirectory::load_checkpoint() const { return load_state(file("checkpoint")); }
 
-void RunDirectory::cut_log(int64_t records) {
+void RunDirectory::cut_log(int64_t records, int64_t every) {
   const std::string path = file("log.jsonl");
   if (log_ >= 0) close(std::exchange(log_, -1));
   const std::string text = fs::exists(path) ? read_file(path) : "";
   size_t kept = 0;
-  for (int64_t expected = 0; expected < records; ++expected) {
+  for (int64_t expected = 0; expected < records * every; expected += every) {
     const size_t line_end = text.find('\n', kept);
     const auto line = line_end == std::string::npos ? nlohmann::json() : nlohmann::json::parse(text.substr(kept, line_end - kept), nullptr, false);
     require(line.is_object() && line.value("step", int64_t{-1}) == expected,

@@ -45,8 +45,8 @@ class RunDirectory {
   void append(const Record& record, const std::vector<RollBack>& since_last);
   void checkpoint(const State& state);
   State load_checkpoint() const;
-  /// Keeps the first records of the log, those of steps below `records`, and drops the rest, a torn last line too.
-  void cut_log(int64_t records);
+  /// Keeps the first `records` of the log, one for every so many steps, and drops the rest, a torn last line too.
+  void cut_log(int64_t records, int64_t every = 1);
   /// Writes x.npy, y.npy and summary.json.
   void finish(const RunResult& result, std::string_view algorithm);
 

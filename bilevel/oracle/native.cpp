@@ -232,7 +232,8 @@ class NativeOracle::AtPoint final : public Linearization {
 
   at::Tensor value() override {
     if (!value_) forward();
-    return at::scalar_tensor(*value_, model_.options());
+    // A diverged loss may be past the greatest float, which scalar_tensor refuses.
+    return at::scalar_tensor(*value_, at::kDouble).to(model_.dtype());
   }
 
   at::Tensor residual() override {

@@ -35,25 +35,6 @@ constexpr double kNoise = 1e-4;                     // of F, that its solves lea
 constexpr double kRough = 10;                       // times the tolerances, where F is
 constexpr double kSteep = 0.1;                      // so steep, relative to itself: the step is bounded there anyway
 
-/// L-BFGS to a tolerance that goes with the strengths: ‖∂y g‖ ≤ t leaves t²/(2λ) of g open at most.
-class LbfgsForStrengths final : public InnerSolver {
- public:
-  LbfgsForStrengths(double tolerance, int64_t folds) : tolerance_(tolerance), folds_(folds) {}
-  std::string_view name() const override { return "lbfgs"; }
-  InnerSolution solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
-                      const TrajectoryPolicy& policy) const override {
-    LbfgsOptions lbfgs;
-    lbfgs.tolerance = tolerance_ * std::sqrt(static_cast<double>(folds_) * std::min(1.0, std::exp(x.mean().item<double>())));
-    lbfgs.max_iterations = 500;
-    return Lbfgs(lbfgs).solve(oracle, x, slice, start, policy);
-  }
-  at::Tensor step_size(const Problem& problem, const at::Tensor& x) const override { return Lbfgs({}).step_size(problem, x); }
-
- private:
-  double tolerance_;
-  int64_t folds_;
-};
-
 /// Where a search begins and ends.
 struct Point {
   at::Tensor x, y;
@@ -184,7 +165,10 @@ class Tuner {
 
   std::shared_ptr<InnerSolver> solver(const CrossValidation& problem, double looser = 1) const {
     if (!options_.trained()) {
-      return std::make_shared<LbfgsForStrengths>(looser * options_.inner_tolerance, problem.folds());
+      LbfgsOptions lbfgs;
+      lbfgs.tolerance = looser * options_.inner_tolerance * std::sqrt(static_cast<double>(problem.folds()));
+      lbfgs.max_iterations = 500;
+      return std::make_shared<Lbfgs>(lbfgs);
     }
     RuleSolverOptions rule;
     rule.steps = options_.updates;

@@ -26,7 +26,7 @@ struct TuneOptions {
   int64_t steps = 30;              // of x, at most
   double max_step = 2;             // of log λ: a factor of 7
   double tolerance = 2e-3;         // stop where ‖dF/dx‖ is less, relative to F: F is then within about 1e-5 of its minimum
-  double inner_tolerance = 0.01;   // a linear model: ‖∂y g‖ of each fold over √λ, which leaves less than 5e-5 of each g open
+  double inner_tolerance = 3e-4;   // a linear model: ‖∂y g‖ of each fold; it leaves at most its square over 2λ of g open
   int64_t updates = 300;           // of a network, or with step_size
   int64_t batch = 128;             // of a network; a linear model with step_size takes all samples
   double lr = 2e-3;                // of a network's Adam at first; it falls to zero along the training

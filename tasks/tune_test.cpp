@@ -254,7 +254,7 @@ TEST(Tune, FindsTheMinimumOfTheCrossValidatedLossOfOneStrength) {
   TuneOptions options;
   options.loss = "logistic";
   options.tolerance = 1e-6;
-  options.inner_tolerance = 1e-7;
+  options.inner_tolerance = 1e-8;
   const TuneResult result = tune(data, options);
   // A fine grid, by the engine's own inner solver: at no point less.
   CrossValidationOptions cv = options_of("logistic", "one");

@@ -110,7 +110,7 @@ def test_groups_of_columns_by_prefix_and_by_file(bilevel, tables):
 
 
 def test_per_class_and_per_feature_with_its_guard(bilevel, tables):
-    bilevel("tune", *data("kind"), "--per", "class", "--out", "class")
+    bilevel("tune", *data("kind"), "--per", "class", "--prior", "none", "--out", "class")
     assert [row["name"] for row in read(tables / "class" / "strengths.csv")] == ["a", "b", "c"]
     bilevel("tune", *data("kind"), "--per", "feature", "--out", "feature")
     summary = summary_of(tables / "feature")

@@ -13,7 +13,7 @@ namespace py = pybind11;
 namespace bilevel::python {
 
 at::Tensor Pullback::outer_loss(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& /*batch*/) const {
-  return y_bar_.dot(y);
+  return y_bar_.defined() ? y_bar_.dot(y) : y.sum();  // undefined: what it costs is metered, and not what it is
 }
 
 Unroll::Unroll(py::object spec, Config options) : problem_(std::move(spec)), oracle_(problem_) {

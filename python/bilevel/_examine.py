@@ -87,10 +87,11 @@ class Diagnosis:
             if trial.outcome == "done" and trial.error is not None:
                 family = " ".join(str(trial.options[key]) for key in ("estimator", "solver") if key in trial.options)
                 families.setdefault(family, []).append(trial)
-        for family, trials in families.items():
+        for number, (family, trials) in enumerate(families.items()):
+            color = plt.get_cmap("tab20")(number % 20)
             for axis, cost in zip(axes, ("seconds", "peak_bytes")):
                 points = sorted((getattr(trial, cost), max(trial.error or 0.0, 1e-16)) for trial in trials)
-                axis.plot(*zip(*points), "o-", markersize=4, linewidth=0.8, label=family)
+                axis.plot(*zip(*points), "o-", color=color, markersize=4, linewidth=0.8, label=family)
         for axis, label in zip(axes, ("seconds of an outer step", "bytes of an outer step")):
             axis.set(xscale="log", yscale="log", xlabel=label)
         axes[0].set_ylabel("relative error")

@@ -1,7 +1,5 @@
 """unroll, and differentiable argmins, fixed points and roots."""
 
-import re
-
 import pytest
 import torch
 
@@ -42,34 +40,6 @@ def test_unroll_reaches_start_hyperparameters_and_step_sizes(memory):
     expected = torch.autograd.grad(plain(*given), given)
     for found, right in zip(torch.autograd.grad(value(*given), given), expected):
         close(found, right, 1e-11)
-
-
-def test_unroll_keeps_to_a_budget_of_bytes():
-    """Fewer bytes, more steps done again, and the same gradient; what cannot be kept to is refused with what could."""
-    p = Logistic()
-    steps, calls = 60, []
-
-    def inner(x, y):
-        calls.append(1)
-        return p.inner(x, y)
-
-    def gradient(**memory):
-        calls.clear()
-        x = p.x.clone().requires_grad_()
-        p.outer(x, bilevel.unroll("sgd", inner, p.y, steps, x=x, lr=0.1, **memory)).backward()
-        return x.grad, len(calls)
-
-    graphs, least = gradient()
-    everything, with_much = gradient(memory="checkpoints", budget="1GB")
-    with pytest.raises(bilevel.Error, match="is the least") as refusal:
-        gradient(memory="checkpoints", budget=1000)
-    number, unit = re.search(r"too small: ([\d.]+) (\w+) is the least", str(refusal.value)).groups()
-    few, with_little = gradient(memory="checkpoints", budget=f"{1.1 * float(number)} {unit}")
-    assert least <= with_much < 2 * steps < with_little
-    for found in (everything, few):
-        close(found, graphs, 1e-12)
-    with pytest.raises(bilevel.Error, match="kept by checkpoints alone"):
-        gradient(memory="states", budget="1GB")
 
 
 def test_unroll_is_maml():

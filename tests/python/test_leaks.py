@@ -51,7 +51,8 @@ def layer(losses, linear_solver):
 
 
 @pytest.mark.parametrize(
-    ("call", "how"), [(hypergradient, "implicit"), (hypergradient, "unrolled"), (unrolled, "graphs"), (unrolled, "checkpoints"), (layer, "cg")]
+    ("call", "how"),
+    [(hypergradient, "implicit"), (hypergradient, "unrolled"), (unrolled, "graphs"), (unrolled, "checkpoints"), (layer, "cg")],
 )
 def test_nothing_stays_of_a_thousand(call, how):
     gone = []

@@ -146,7 +146,7 @@ def test_the_command_works(installed, work):
     assert "torch" in run(command, "--version")
     assert run(installed.python, "-m", "bilevel", "--version") == run(command, "--version")
     text = run(command, "selftest")
-    assert "16 of 16" in text, text
+    assert re.search(r"(\d+) of \1 checks passed", text), text
     (work / "ridge.toml").write_text(run(command, "new", "supervised"))
     run(command, "run", work / "ridge.toml", "--out", work / "ridge", "--set", "outer.steps=2")
     ask = f"import bilevel; print(bilevel.load_run({str(work / 'ridge')!r}).summary['steps'])"

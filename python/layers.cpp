@@ -34,7 +34,7 @@ at::Tensor Unroll::forward(const at::Tensor& x) {
     start.y = problem_.initial_inner(x, 0).detach();
   }
   solution_ = solver_->solve(oracle_, x, 0, start, estimator_->trajectory());
-  return solution_.y;
+  return solution_.y.detach();  // a handle of its own: autograd ties the returned one to the node that holds this object
 }
 
 at::Tensor Unroll::backward(const at::Tensor& x, const at::Tensor& y_bar) {

@@ -1,6 +1,5 @@
 # One static library per folder: x.h, x.cpp and x_test.cpp side by side. A test program links its folder and what that
 # folder may use, so a dependency that points the wrong way does not link.
-include(GoogleTest)
 
 function(bilevel_folder name)
   cmake_parse_arguments(ARG "" "" "USES" ${ARGN})
@@ -57,6 +56,7 @@ function(bilevel_test name)
   target_link_libraries(${name} PRIVATE bilevel_flags ${ARG_USES} deps::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")
   bilevel_program(${name})
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")
+  # One call for a program, not for each of its tests: loading LibTorch takes longer than most of them.
+  add_test(NAME ${name} COMMAND ${name} --gtest_brief=1)
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200 ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")
 endfunction()

@@ -25,6 +25,24 @@ DataSpec read_spec(Section& data, const std::string& key) {
   return spec;
 }
 
+LineChart curve(const std::vector<Record>& records, const std::string& title, const std::string& axis, bool log,
+                const std::vector<std::pair<std::string, std::function<double(const Record&)>>>& series) {
+  LineChart chart;
+  chart.title = title;
+  chart.x_label = "outer step";
+  chart.y_label = axis;
+  chart.log_y = log;
+  for (const auto& [name, value] : series) {
+    LineChart::Series one{name, {}, {}};
+    for (const Record& record : records) {
+      one.x.push_back(static_cast<double>(record.step));
+      one.y.push_back(value(record));
+    }
+    chart.series.push_back(std::move(one));
+  }
+  return chart;
+}
+
 Staging::Staging(const std::string& out) : final_(fs::absolute(out).lexically_normal()) {
   if (!final_.has_filename()) final_ = final_.parent_path();
   // A directory that is there already may be a mount point, which cannot be replaced: then its files are moved into it.

@@ -1,10 +1,15 @@
 #pragma once
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "bilevel/algorithm/algorithm.h"
 #include "bilevel/core/config.h"
 #include "bilevel/problem/dataset.h"
+#include "bilevel/report/report.h"
 
 /// What the jobs (reweight, tune) have in common: several stages around bilevel problems, whose results appear at once.
 namespace bilevel {
@@ -20,6 +25,10 @@ class Interrupted : public std::exception {
 
 /// Reads the table `key` of [data].
 DataSpec read_spec(Section& data, const std::string& key);
+
+/// Numbers of a job's records over its outer steps, a line for each.
+LineChart curve(const std::vector<Record>& records, const std::string& title, const std::string& axis, bool log,
+                const std::vector<std::pair<std::string, std::function<double(const Record&)>>>& series);
 
 /// Where the results are put together before they appear: a name of this process, so that nobody else's files are touched.
 class Staging {

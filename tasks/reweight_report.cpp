@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "bilevel/report/png.h"
+#include "tasks/job.h"
 
 namespace bilevel {
 namespace {
@@ -79,24 +80,6 @@ Table sources_table(const ReweightResult& result) {
     table.rows.push_back(std::move(row));
   }
   return table;
-}
-
-LineChart curve(const ReweightResult& result, const std::string& title, const std::string& axis, bool log,
-                const std::vector<std::pair<std::string, std::function<double(const Record&)>>>& series) {
-  LineChart chart;
-  chart.title = title;
-  chart.x_label = "outer step";
-  chart.y_label = axis;
-  chart.log_y = log;
-  for (const auto& [name, value] : series) {
-    LineChart::Series one{name, {}, {}};
-    for (const Record& record : result.records) {
-      one.x.push_back(static_cast<double>(record.step));
-      one.y.push_back(value(record));
-    }
-    chart.series.push_back(std::move(one));
-  }
-  return chart;
 }
 
 /// Indices of the `count` most suspicious samples of source s.
@@ -249,10 +232,10 @@ Report reweight_report(const ReweightOptions& options, const ReweightData& data,
   report.sections.push_back(std::move(doubted));
 
   Report::Section learning{"How trust was learned", {}};
-  learning.blocks.emplace_back(curve(result, "Losses", "loss", false,
+  learning.blocks.emplace_back(curve(result.records, "Losses", "loss", false,
                                      {{"outer: on the trusted samples", [](const Record& r) { return r.outer_loss; }},
                                       {"inner: weighted, on the others", [](const Record& r) { return r.inner_loss; }}}));
-  learning.blocks.emplace_back(curve(result, "Hypergradient and stationarity", "norm", true,
+  learning.blocks.emplace_back(curve(result.records, "Hypergradient and stationarity", "norm", true,
                                      {{"‖hypergradient‖", [](const Record& r) { return r.hypergradient_norm; }},
                                       {"‖∂y g‖ after the inner solve", [](const Record& r) { return r.stationarity; }}}));
   report.sections.push_back(std::move(learning));

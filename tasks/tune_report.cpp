@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "tasks/job.h"
+
 namespace bilevel {
 namespace {
 
@@ -81,24 +83,6 @@ Table widths_table(const TuneResult& result) {
   return table;
 }
 
-LineChart curve(const TuneResult& result, const std::string& title, const std::string& axis, bool log,
-                const std::vector<std::pair<std::string, std::function<double(const Record&)>>>& series) {
-  LineChart chart;
-  chart.title = title;
-  chart.x_label = "outer step";
-  chart.y_label = axis;
-  chart.log_y = log;
-  for (const auto& [name, value] : series) {
-    LineChart::Series one{name, {}, {}};
-    for (const Record& record : result.records) {
-      one.x.push_back(static_cast<double>(record.step));
-      one.y.push_back(value(record));
-    }
-    chart.series.push_back(std::move(one));
-  }
-  return chart;
-}
-
 }  // namespace
 
 Report tune_report(const TuneOptions& options, const TuneData& data, const TuneResult& result, const std::string& config) {
@@ -144,10 +128,10 @@ Report tune_report(const TuneOptions& options, const TuneData& data, const TuneR
   }
 
   Report::Section way{"How they were found", {}};
-  way.blocks.emplace_back(curve(result, "Cross-validated loss", "loss", false,
+  way.blocks.emplace_back(curve(result.records, "Cross-validated loss", "loss", false,
                                 {{"held-out samples", [](const Record& r) { return r.metrics.at("cv_loss"); }},
                                  {"with the prior", [](const Record& r) { return r.outer_loss; }}}));
-  way.blocks.emplace_back(curve(result, "Hypergradient and stationarity", "norm", true,
+  way.blocks.emplace_back(curve(result.records, "Hypergradient and stationarity", "norm", true,
                                 {{"‖hypergradient‖", [](const Record& r) { return r.hypergradient_norm; }},
                                  {"‖∂y g‖ of all folds", [](const Record& r) { return r.stationarity; }}}));
   report.sections.push_back(std::move(way));

@@ -43,15 +43,6 @@ Link link_of(LinearForm::Link link) {
   return Link::kSquared;
 }
 
-template <class T>
-Passes<T> passes() {
-  if constexpr (std::is_same_v<T, float>) {
-    return float_passes();
-  } else {
-    return double_passes();
-  }
-}
-
 // Σ a_j b_j c_j in double; a one-element a stands for all. Eight sums, for one would wait for itself.
 template <class T>
 double triple_product(const T* a, bool one, const T* b, const T* c, int64_t size) {

@@ -16,15 +16,6 @@ namespace bilevel::native {
 namespace {
 
 template <class T>
-Passes<T> passes() {
-  if constexpr (std::is_same_v<T, float>) {
-    return float_passes();
-  } else {
-    return double_passes();
-  }
-}
-
-template <class T>
 constexpr at::ScalarType kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
 
 template <class T>

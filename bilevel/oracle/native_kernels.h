@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace bilevel::native {
@@ -74,6 +75,14 @@ inline int64_t work_size(int64_t m, int64_t classes) { return (m + 2 * classes +
 /// The passes for the processor that this runs on.
 Passes<float> float_passes();
 Passes<double> double_passes();
+template <class T>
+Passes<T> passes() {
+  if constexpr (std::is_same_v<T, float>) {
+    return float_passes();
+  } else {
+    return double_passes();
+  }
+}
 const char* instruction_set();
 
 /// For tests. The instruction sets that this processor has of those that were compiled, and a call to be served by one of them

@@ -18,6 +18,7 @@
 #include "bilevel/report/terminal.h"
 #include "bilevel/run/json.h"
 #include "python/layers.h"
+#include "python/parts.h"
 #include "python/problem.h"
 #include "tasks/examine.h"
 #include "tasks/experiment.h"
@@ -247,6 +248,7 @@ PYBIND11_MODULE(_engine, m) {
              }
              return to_dict(result);
            });
+  py::class_<Parts>(m, "Parts").def(py::init<std::vector<std::vector<int64_t>>>()).def("split", &Parts::split).def("join", &Parts::join);
   m.def("fingerprint", &fingerprint);
   m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
     const TaskMaker make = maker(spec);

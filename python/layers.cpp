@@ -33,7 +33,9 @@ at::Tensor Unroll::forward(const at::Tensor& x) {
     const at::NoGradGuard no_grad;
     start.y = problem_.initial_inner(x, 0).detach();
   }
-  solution_ = solver_->solve(oracle_, x, 0, start, estimator_->trajectory());
+  TrajectoryPolicy policy = estimator_->trajectory();
+  policy.look_at_end = false;
+  solution_ = solver_->solve(oracle_, x, 0, start, policy);
   return solution_.y.detach();  // a handle of its own: autograd ties the returned one to the node that holds this object
 }
 

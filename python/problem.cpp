@@ -31,11 +31,11 @@ PythonProblem::PythonProblem(py::object spec) : spec_(std::move(spec)) {
   outer_ = layout_of(spec_.attr("outer_parts"));
   inner_ = layout_of(spec_.attr("inner_parts"));
   x0_ = spec_.attr("x0").cast<at::Tensor>();
-  y0_ = spec_.attr("y0").cast<at::Tensor>();
   for (const auto& item : spec_.attr("constraints")) constraints_.push_back(constraint_of(item));
   inner_samples_ = spec_.attr("inner_samples").cast<int64_t>();
   outer_samples_ = spec_.attr("outer_samples").cast<int64_t>();
   has_initial_ = spec_.attr("has_initial_inner").cast<bool>();
+  if (!has_initial_) y0_ = spec_.attr("y0").cast<at::Tensor>();
   has_rule_hyperparameters_ = spec_.attr("has_rule_hyperparameters").cast<bool>();
   has_optimality_ = spec_.attr("has_optimality_map").cast<bool>();
   symmetric_ = spec_.attr("symmetric").cast<bool>();

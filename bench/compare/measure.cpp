@@ -77,7 +77,7 @@ struct Arguments {
 
 int run(const Arguments& a) {
   const Experiment experiment(Config::load(a.config), make_sinusoids_or_task);
-  const DoubleLoop& algorithm = experiment.algorithm();
+  const DoubleLoop& algorithm = experiment.double_loop("compare");
   const Oracle& oracle = experiment.oracle();
   const State start = algorithm.init();
   const at::Tensor x = start.tensor("x"), y = start.tensor("y");

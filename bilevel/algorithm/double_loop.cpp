@@ -156,6 +156,9 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     examine();
     if (counted) of_examination += counted->cost() - before;
   };
+  // A certificate is about y_T; without one, the loss and the stationarity of the last step serve the record.
+  TrajectoryPolicy policy = estimator_->trajectory();
+  policy.look_at_end = !policy.keep || examination.bound || examination.check;
   for (int64_t s = 0; s < k; ++s) {
     InnerStart start;
     start.y = warm ? slice_of(state.tensor("y"), s, k) : problem.initial_inner(x, s).detach();
@@ -164,7 +167,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       start.state_steps = state.tensor("inner.state_steps")[s].item<int64_t>();
       for (int64_t j = 0; state.has(state_slot(j)); ++j) start.state.push_back(slice_of(state.tensor(state_slot(j)), s, k));
     }
-    solutions.push_back(std::make_unique<InnerSolution>(solver_->solve(oracle_, x, s, start, estimator_->trajectory())));
+    solutions.push_back(std::make_unique<InnerSolution>(solver_->solve(oracle_, x, s, start, policy)));
     InnerSolution& solution = *solutions.back();
     const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
     const auto estimate = [&](InnerSolution& solved, int64_t draw) {
@@ -198,10 +201,10 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       std::vector<Hypergradient> draws{std::move(one)};
       for (int64_t draw = 1; draw < options_.variance_samples; ++draw) {
         // A way back uses the trajectory up: the same solve, on the same inner batches, once more.
-        if (!estimator_->trajectory().keep) {
+        if (!policy.keep) {
           draws.push_back(estimate(solution, draw));
         } else {
-          InnerSolution again = solver_->solve(oracle_, x, s, start, estimator_->trajectory());
+          InnerSolution again = solver_->solve(oracle_, x, s, start, policy);
           draws.push_back(estimate(again, draw));
         }
       }

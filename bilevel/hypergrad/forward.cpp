@@ -146,7 +146,7 @@ Hypergradient Forward::estimate(const EstimatorInput& in) const {
   const Gradients outer = in.oracle.outer(in.x, y_T, in.outer_batch);
   Hypergradient h = direct_term(in, outer, "F_T");
   h.value = outer.x + dy.mv(outer.y);
-  h.message = fmt::format("The derivative of the loss after {} inner steps; the inner solve left ‖r‖ = {:.2e}.", T,
+  h.message = fmt::format("The derivative of the loss after {} inner steps; the last gradient seen had ‖r‖ = {:.2e}.", T,
                           in.solution.stationarity);
   if (in.bound) {
     h.certificate.error_bound = rounding_of_steps(h.value, T, (outer.x.norm() + dy.norm() * outer.y.norm()).item<double>());

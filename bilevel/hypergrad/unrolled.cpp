@@ -149,7 +149,7 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   Hypergradient h = direct_term(in, outer, trajectory.whole() ? "F_T" : fmt::format("F_T, last {} steps", steps));
   h.value = x_bar;
   h.message = trajectory.whole()
-                  ? fmt::format("The derivative of the loss after {} inner steps; the inner solve left ‖r‖ = {:.2e}.", steps,
+                  ? fmt::format("The derivative of the loss after {} inner steps; the last gradient seen had ‖r‖ = {:.2e}.", steps,
                                 in.solution.stationarity)
                   : fmt::format("The derivative through the last {} of {} inner steps, with the point before them held fixed.",
                                 steps, trajectory.size());

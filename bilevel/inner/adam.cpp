@@ -116,11 +116,11 @@ RuleCotangent AdamRule::vjp(const RuleInput& in, const at::Tensor& y_bar, const 
   bar.gradient = (1 - options_.beta1) * m_bar + 2 * (1 - options_.beta2) * p.G * v_bar;
   bar.state = {options_.beta1 * m_bar, options_.beta2 * v_bar};
   if (options_.amsgrad) bar.state.push_back(older_bar);
+  bar.y = options_.decoupled ? (1 - lr * w) * y_bar : decays() ? y_bar + w * bar.gradient : y_bar;
+  if (in.h_is_constant) return bar;
   if (options_.decoupled) {
-    bar.y = (1 - lr * w) * y_bar;
     bar.h = {hyperparameter_bar(lr, -p.d / p.c1 - w * in.y, y_bar), hyperparameter_bar(w, in.y, -lr * y_bar)};
   } else {
-    bar.y = y_bar + w * bar.gradient;
     bar.h = {hyperparameter_bar(lr, -p.d / p.c1, y_bar), hyperparameter_bar(w, in.y, bar.gradient)};
   }
   return bar;

@@ -25,7 +25,10 @@ at::Tensor derivative(const at::Tensor& g, double kappa, const at::Tensor& v) {
   return s.clamp_max(1.0) * v - along * g;
 }
 
-RuleInput with_gradient(const RuleInput& in, at::Tensor gradient) { return {in.y, in.state, std::move(gradient), in.h, in.step}; }
+RuleInput with_gradient(RuleInput in, at::Tensor gradient) {
+  in.gradient = std::move(gradient);
+  return in;
+}
 
 }  // namespace
 

@@ -16,8 +16,10 @@ struct InnerSolution {
   int64_t state_steps = 0;  // steps since that state was fresh
   Status status = Status::kIterationLimit;
   std::string message;      // one sentence
-  double loss = 0;          // g(x, y), full batch
-  double stationarity = 0;  // ‖r(x, y)‖₂, full batch, r as InnerSolver::residual; under constraints that of inner/constraints.h
+  // At y and on all samples, but for TrajectoryPolicy::look_at_end, and for rules on minibatches without a tolerance, which are judged
+  // by the batch of the step where they are shorter than `check_every`.
+  double loss = 0;          // g(x, y)
+  double stationarity = 0;  // ‖r(x, y)‖₂, r as InnerSolver::residual; under constraints that of inner/constraints.h
   double initial_stationarity = 0;
   int64_t steps = 0;
   at::Tensor previous;                     // y_{T−1}; y itself where no step was taken

@@ -19,10 +19,12 @@
 namespace bilevel {
 namespace {
 
-// The loss and the optimality map on all samples.
-struct FullBatch {
+// The loss and the optimality map at y_t, and what came before.
+struct Look {
+  int64_t t = 0;
   double loss = 0, stationarity = 0;
-  at::Tensor r;
+  at::Tensor r, y;
+  at::Tensor y_before, gradient_before;  // at y_{t−1}
 };
 
 at::Tensor scheduled(const at::Tensor& lr, const ScheduledLr& by) {
@@ -138,7 +140,12 @@ Tensors RuleSolver::hyperparameters_jvp(const SolveContext& context, int64_t t, 
 }
 
 RuleInput RuleSolver::input(const SolveContext& context, const Point& point, int64_t t, at::Tensor gradient) const {
-  return {point.y, point.state, std::move(gradient), hyperparameters(context, t), point.t};
+  return {.y = point.y,
+          .state = point.state,
+          .gradient = std::move(gradient),
+          .h = hyperparameters(context, t),
+          .step = point.t,
+          .h_is_constant = !context.oracle.problem().has_rule_hyperparameters()};
 }
 
 Point RuleSolver::advance(const SolveContext& context, const Point& point, int64_t t, const at::Tensor& gradient) const {
@@ -212,13 +219,12 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
                       rule_->name(), rule_->slots()));
   const SolveContext context{oracle, x, slice, start.first_step, base_h(y0, automatic_lr(oracle, x, slice, y0))};
 
-  const auto full_batch = [&](const Gradients& g, const at::Tensor& y, int64_t t) {
-    FullBatch full;
-    full.r = rule_->residual(y, g.y, hyperparameters(context, t));
-    full.loss = g.value.item<double>();
-    full.stationarity = norm_of(full.r);
-    return full;
+  at::Tensor y_before = y0, gradient_before;
+  const auto judged = [&](const Gradients& g, const at::Tensor& y, int64_t t) {
+    const at::Tensor r = rule_->residual(y, g.y, hyperparameters(context, t));
+    return Look{t, g.value.item<double>(), norm_of(r), r, y, y_before, gradient_before};
   };
+  const bool blind_end = !policy.look_at_end && options_.tolerance == 0 && options_.steps > 0;
   // On minibatches a look at all samples costs many steps. Without a tolerance the start is judged by its own batch, and so is the
   // end of a solve that is shorter than what lies between two looks.
   const bool unchecked = !plan_.is_full() && options_.tolerance == 0;
@@ -226,19 +232,19 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
   const auto look = [&](const at::Tensor& y, int64_t t) {
     Batch seen = batch(start.first_step + t, slice);
     if (!brief) seen.samples = at::Tensor();
-    return full_batch(oracle.inner(x, y, seen), y, t);
+    return judged(oracle.inner(x, y, seen), y, t);
   };
 
   InnerSolution solution;
   if (policy.keep) solution.trajectory = std::make_unique<Trajectory>(*this, context, policy, options_.steps);
   const bool along_graphs = solution.trajectory && solution.trajectory->wants_linearization();
   Point point{y0, carried ? start.state : rule_->fresh_state(y0), carried ? start.state_steps : 0};
-  at::Tensor y_before = y0, gradient_before;
-  FullBatch first, last;
+  Look first, last;
   bool converged = false;
   int64_t t = 0;
   for (;; ++t) {
     const bool limit = t == options_.steps;
+    if (limit && blind_end) break;
     std::unique_ptr<Linearization> linearization;
     Gradients g;
     if (!limit) {
@@ -251,9 +257,10 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
         g = oracle.inner(x, point.y, now);
       }
     }
-    if (t == 0 || limit || (options_.tolerance > 0 && (plan_.is_full() || t % options_.check_every == 0))) {
+    if (t == 0 || limit || (blind_end && t == options_.steps - 1) ||
+        (options_.tolerance > 0 && (plan_.is_full() || t % options_.check_every == 0))) {
       // On the full batch the step's own gradient says how stationary y_t is.
-      last = !limit && (plan_.is_full() || unchecked) ? full_batch(g, point.y, t) : look(point.y, t);
+      last = !limit && (plan_.is_full() || unchecked) ? judged(g, point.y, t) : look(point.y, t);
       if (t == 0) first = last;
       converged = options_.tolerance > 0 && last.stationarity <= options_.tolerance;
       if (limit || converged || !std::isfinite(last.stationarity)) break;
@@ -281,17 +288,18 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
   const Problem& problem = oracle.problem();
   const bool descends = !problem.has_optimality_map() || problem.optimality_map_is_symmetric();
   bool overshoots = false;
-  if (descends && plan_.is_full() && rule_->slots() == 0 && t > 0 && std::isfinite(last.stationarity)) {
-    const at::Tensor r_before = rule_->residual(y_before, gradient_before, hyperparameters(context, t - 1));
-    const double before = norm_of(r_before), cosine = at::dot(r_before, last.r).item<double>() / (before * last.stationarity);
+  if (descends && plan_.is_full() && rule_->slots() == 0 && last.t > 0 && std::isfinite(last.stationarity)) {
+    const at::Tensor r_before = rule_->residual(last.y_before, last.gradient_before, hyperparameters(context, last.t - 1));
+    const double before = norm_of(r_before);
     const double rounding = 100 * (y0.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                                    : static_cast<double>(std::numeric_limits<float>::epsilon()));
-    overshoots = cosine < -0.5 && last.stationarity > before && norm_of(point.y - y_before) > rounding * norm_of(point.y);
+    overshoots = last.stationarity > before && at::dot(r_before, last.r).item<double>() < -0.5 * before * last.stationarity &&
+                 norm_of(last.y - last.y_before) > rounding * norm_of(last.y);
   }
   const bool grew = last.stationarity >= 10 * first.stationarity && last.loss > first.loss + 0.1 * std::abs(first.loss);
   const std::string from_to =
       fmt::format("stationarity went from {:.3g} to {:.3g} and the loss from {:.6g} to {:.6g} in {} steps", first.stationarity,
-                  last.stationarity, first.loss, last.loss, t);
+                  last.stationarity, first.loss, last.loss, last.t);
   if (!std::isfinite(last.stationarity) || !std::isfinite(last.loss)) {
     solution.status = Status::kNonFinite;
     solution.message = fmt::format("The inner solve ended in a NaN or an infinity after {} steps; a smaller lr may help.", t);
@@ -310,7 +318,8 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     solution.message = options_.tolerance > 0
                            ? fmt::format("Stationarity is {:.3g} after all {} steps; the tolerance {:.3g} was not reached.",
                                          last.stationarity, t, options_.tolerance)
-                           : fmt::format("All {} steps were done; stationarity is {:.3g}.", t, last.stationarity);
+                           : fmt::format("All {} steps were done; stationarity is {:.3g}{}.", t, last.stationarity,
+                                         blind_end ? " before the last of them" : "");
   }
   return solution;
 }

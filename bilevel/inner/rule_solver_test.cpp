@@ -9,6 +9,7 @@
 #include "bilevel/inner/registry.h"
 #include "bilevel/inner/sgd.h"
 #include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
 #include "bilevel/problem/test_problems.h"
 
 namespace bilevel::rule_solver_test {
@@ -42,6 +43,30 @@ TEST(RuleSolver, GradientDescentFollowsItsClosedFormOnAQuadratic) {
   EXPECT_NEAR(solution.initial_stationarity, problem.A().mv(y0 - star).norm().item<double>(), 1e-13);
   EXPECT_NEAR(solution.loss, problem.inner_loss(x, solution.y, {}).item<double>(), 1e-14);
   EXPECT_EQ(solution.step_size.item<double>(), 0.7);
+}
+
+TEST(RuleSolver, TakesNoGradientAtTheEndWhereNobodyLooks) {
+  const QuadraticProblem problem;
+  const at::Tensor x = problem.initial_outer(), y0 = problem.initial_inner(x, 0);
+  for (const bool keep : {false, true}) {
+    const AutodiffOracle autodiff(problem);
+    const CountedOracle looking(autodiff), blind(autodiff);
+    const auto solver = gd(0.7, 9);
+    const auto whole = solver.solve(looking, x, 0, {.y = y0}, {.keep = keep});
+    const auto brief = solver.solve(blind, x, 0, {.y = y0}, {.keep = keep, .look_at_end = false});
+    EXPECT_EQ(looking.cost().gradients, 10);
+    EXPECT_EQ(blind.cost().gradients, 9);
+    EXPECT_TRUE(at::equal(brief.y, whole.y));
+    const auto one_less = solve(problem, gd(0.7, 8));
+    EXPECT_EQ(brief.stationarity, one_less.stationarity);
+    EXPECT_EQ(brief.loss, one_less.loss);
+    EXPECT_THAT(brief.message, HasSubstr("before the last"));
+  }
+  // Divergence is seen all the same, one step before the end.
+  EXPECT_EQ(gd(3.0, 40).solve(AutodiffOracle(problem), x, 0, {.y = y0}, {.look_at_end = false}).status, Status::kDiverged);
+  // A tolerance needs the look.
+  const auto tolerant = gd(0.7, 9, 1e-12).solve(AutodiffOracle(problem), x, 0, {.y = y0}, {.look_at_end = false});
+  EXPECT_EQ(tolerant.stationarity, solve(problem, gd(0.7, 9)).stationarity);
 }
 
 TEST(RuleSolver, StopsAtTheFirstPointWithinTheTolerance) {

@@ -97,6 +97,14 @@ inline void check_derivatives(const UpdateRule& rule, const RuleInput& in) {
   const Tensors bars = flat(rule.vjp(in, w.y, w.state)), by_autograd = flat(rule.UpdateRule::vjp(in, w.y, w.state));
   ASSERT_EQ(bars.size(), inputs.size());
 
+  RuleInput constant = in;
+  constant.h_is_constant = true;
+  const Tensors without_h(bars.begin(), bars.end() - static_cast<int64_t>(in.h.size()));
+  for (const Tensors& rest : {flat(rule.vjp(constant, w.y, w.state)), flat(rule.UpdateRule::vjp(constant, w.y, w.state))}) {
+    ASSERT_EQ(rest.size(), without_h.size());
+    EXPECT_LT(distance(rest, without_h), 1e-13 * (1 + size(without_h)));
+  }
+
   for (size_t i = 0; i < inputs.size(); ++i) {
     SCOPED_TRACE(fmt::format("input {} of (y, gradient, state…, h…)", i));
     Tensors only;

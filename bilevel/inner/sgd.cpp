@@ -55,7 +55,7 @@ std::vector<double> SgdRule::defaults() const {
 RuleOutput SgdRule::step(const RuleInput& in) const {
   const at::Tensor& lr = in.h[0];
   const at::Tensor G = decayed(in);
-  if (!buffered_) return {in.y - lr * G, {}};
+  if (!buffered_) return {at::addcmul(in.y, lr, G, -1), {}};
   const at::Tensor &mu = in.h[1], &tau = in.h[2];
   const at::Tensor b = in.step == 0 ? G.clone() : mu * in.state[0] + (1 - tau) * G;
   return {in.y - lr * (options_.nesterov ? G + mu * b : b), {b}};
@@ -69,7 +69,7 @@ RuleCotangent SgdRule::vjp(const RuleInput& in, const at::Tensor& y_bar, const T
   RuleCotangent bar;
   at::Tensor G_bar;
   if (!buffered_) {
-    bar.h = {hyperparameter_bar(lr, -G, y_bar)};
+    if (!in.h_is_constant) bar.h = {hyperparameter_bar(lr, -G, y_bar)};
     G_bar = d_bar;
   } else {
     const at::Tensor &mu = in.h[1], &tau = in.h[2], &b = in.state[0];
@@ -77,20 +77,22 @@ RuleCotangent SgdRule::vjp(const RuleInput& in, const at::Tensor& y_bar, const T
     const at::Tensor b_new = first ? G : mu * b + (1 - tau) * G;
     const at::Tensor b_bar = state_bar[0] + (nesterov ? mu * d_bar : d_bar);  // of b'
     at::Tensor mu_bar = at::zeros_like(mu), tau_bar = at::zeros_like(tau);
-    if (nesterov) mu_bar = hyperparameter_bar(mu, b_new, d_bar);
+    if (nesterov && !in.h_is_constant) mu_bar = hyperparameter_bar(mu, b_new, d_bar);
     if (first) {
       bar.state = {at::zeros_like(b)};
       G_bar = b_bar;
     } else {
-      mu_bar = mu_bar + hyperparameter_bar(mu, b, b_bar);
-      tau_bar = hyperparameter_bar(tau, -G, b_bar);
+      if (!in.h_is_constant) {
+        mu_bar = mu_bar + hyperparameter_bar(mu, b, b_bar);
+        tau_bar = hyperparameter_bar(tau, -G, b_bar);
+      }
       bar.state = {mu * b_bar};
       G_bar = (1 - tau) * b_bar;
     }
     if (nesterov) G_bar = G_bar + d_bar;
-    bar.h = {hyperparameter_bar(lr, nesterov ? -(G + mu * b_new) : -b_new, y_bar), mu_bar, tau_bar};
+    if (!in.h_is_constant) bar.h = {hyperparameter_bar(lr, nesterov ? -(G + mu * b_new) : -b_new, y_bar), mu_bar, tau_bar};
   }
-  bar.h.push_back(hyperparameter_bar(w, in.y, G_bar));
+  if (!in.h_is_constant) bar.h.push_back(hyperparameter_bar(w, in.y, G_bar));
   bar.y = decays() ? y_bar + w * G_bar : y_bar;
   bar.gradient = G_bar;
   return bar;

@@ -54,7 +54,8 @@ RuleCotangent UpdateRule::vjp(const RuleInput& in, const at::Tensor& y_bar, cons
   const Graph graph = trace(*this, in);
   Tensors bars;
   for (size_t i : graph.differentiable) bars.push_back(i == 0 ? y_bar : state_bar.at(i - 1));
-  const Tensors all = defined(torch::autograd::grad(graph.outputs, graph.inputs, bars, false, false, true), graph.inputs);
+  const Tensors wanted(graph.inputs.begin(), graph.inputs.end() - (in.h_is_constant ? static_cast<int64_t>(in.h.size()) : 0));
+  const Tensors all = defined(torch::autograd::grad(graph.outputs, wanted, bars, false, false, true), wanted);
   RuleInput bar = unflat(in, all);
   return {std::move(bar.y), std::move(bar.state), std::move(bar.gradient), std::move(bar.h)};
 }

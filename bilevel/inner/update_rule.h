@@ -17,6 +17,7 @@ struct RuleInput {
   at::Tensor gradient;  // ∂y g at y [dy]
   Tensors h;            // the rule's hyperparameters in the order of `hyperparameters()`, each a scalar or [dy]
   int64_t step = 0;     // steps done before this one since the state was fresh; for bias correction
+  bool h_is_constant = false;  // no derivative by h is wanted: `vjp` leaves RuleCotangent::h empty
 };
 
 struct RuleOutput {
@@ -29,7 +30,7 @@ struct RuleCotangent {
   at::Tensor y;
   Tensors state;
   at::Tensor gradient;
-  Tensors h;  // in the shapes of RuleInput::h
+  Tensors h;  // in the shapes of RuleInput::h; empty where that is constant
 };
 
 /// One optimiser step Φ(y, s, ∂y g, h) → (y', s'), and its derivatives, apart from the loss.

@@ -47,10 +47,11 @@ class Problem:
         self._inner_data, self._outer_data = inner_data, outer_data
         self._metrics, self._initial_inner, self._optimality = metrics, initial_inner, optimality
         self.outer_parts, self.inner_parts = x.parts, y.parts
-        self.x0, self.y0 = x.start, y.start
+        self.x0 = x.start
         self.constraints = _constraints(constraints, x)
         self.inner_samples, self.outer_samples = _samples(inner_data, "inner_data"), _samples(outer_data, "outer_data")
         self.has_initial_inner = initial_inner is not None
+        self.y0 = None if self.has_initial_inner else y.start
         self._per_element = dict(per_element or {})
         self.has_rule_hyperparameters = bool(self._per_element)
         self.has_optimality_map = optimality is not None
@@ -122,7 +123,7 @@ class Problem:
 
     def initial_inner(self, x: Tensor) -> Tensor:
         assert self._initial_inner is not None
-        return self._y.flat(self._initial_inner(self._x.seen_by_loss(x)))
+        return self._y.joined(self._initial_inner(self._x.seen_by_loss(x)), "initial_inner(x)")
 
     def rule_hyperparameters(self, x: Tensor, t: int) -> list[tuple[str, Tensor]]:
         return list(self._per_element.items())
@@ -152,7 +153,7 @@ class _ProblemInDouble(Problem):
     def __init__(self, problem: Problem) -> None:
         self.__dict__.update(problem.__dict__)
         self._x, self._y = problem._x.in_double(), problem._y.in_double()
-        self.x0, self.y0 = problem.x0.double(), problem.y0.double()
+        self.x0, self.y0 = problem.x0.double(), None if problem.y0 is None else problem.y0.double()
         self._per_element = {name: value.double() for name, value in problem._per_element.items()}
 
     def inner_loss(self, *args: Any) -> Tensor:

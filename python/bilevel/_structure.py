@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
+
+from . import _engine
 
 Variables = Union[Tensor, Mapping[str, Tensor], nn.Module]
 """What x and y may be: one tensor, a dictionary of tensors, or a module, whose parameters that require a gradient are meant."""
@@ -57,8 +60,13 @@ class Structure:
                 )
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{what} should be float32 or float64, got {self.dtype}.")
+        self._engine_parts = _engine.Parts(self.shapes)
+
+    @cached_property
+    def start(self) -> Tensor:
+        """The values that were given, [size]."""
         with torch.no_grad():
-            self.start = self.flat(variables)
+            return self.flat(self.originals)
 
     @property
     def parts(self) -> list[tuple[str, list[int]]]:
@@ -77,15 +85,28 @@ class Structure:
         """[size], with a graph where the parts have one."""
         return torch.cat([part.reshape(-1) for part in _parts(variables, "variables").values()])
 
+    def joined(self, variables: Variables, what: str) -> Tensor:
+        """As ``flat``, of parts with the same names and shapes, in whatever order; a single node of the graph."""
+        given = _parts(variables, what)
+        parts = list(given.values()) if self.single else [given.get(name) for name in self.names]
+        shapes = [None if part is None else tuple(part.shape) for part in parts]
+        if shapes != self.shapes or len(given) != len(parts):
+            raise ValueError(
+                f"{what} should have {', '.join(f'{n} {list(s)}' for n, s in zip(self.names, self.shapes))}, "
+                f"got {', '.join(f'{n} {list(p.shape)}' for n, p in given.items())}."
+            )
+        return self._engine_parts.join(parts)
+
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         pieces = torch.split_with_sizes(flat, self.sizes)
         return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes)}
 
     def seen_by_loss(self, flat: Tensor) -> Any:
         """What a loss is given for these variables."""
-        if self.module is not None:
-            return ModuleAt(self.module, self.split(flat))
-        return self.like(flat)
+        if self.single:
+            return flat.view(self.shapes[0])
+        parts = dict(zip(self.names, self._engine_parts.split(flat)))
+        return parts if self.module is None else ModuleAt(self.module, parts)
 
     def like(self, flat: Tensor) -> Any:
         """A tensor where the variables were one, a dictionary of tensors otherwise."""

@@ -102,6 +102,28 @@ def test_e4_maml(rule, steps, lr, loss, norm, first):
     assert (gradient[: len(first)] - torch.tensor(first, dtype=torch.double)).abs().max() < 1e-8
 
 
+def test_initial_inner_by_name():
+    """y₀(x) may have its parts in another order than y; other shapes are refused."""
+    x = {"a": torch.tensor([1.0, -2.0]).double(), "b": torch.tensor([[0.5]]).double()}
+
+    def inner(x, y):
+        return (y["a"] ** 4).sum() + (y["b"] ** 4).sum()
+
+    def outer(x, y):
+        return (y["a"] * torch.tensor([1.0, 3.0])).sum() + 5 * y["b"].sum()
+
+    def step(v):  # one step of gradient descent
+        return v - 0.01 * 4 * v**3
+
+    options = {"estimator": "unrolled", "inner": {"lr": 0.01, "steps": 1}}
+    h = bilevel.hypergradient(inner, outer, x, x, initial_inner=lambda x: {"b": x["b"], "a": x["a"]}, **options)
+    assert torch.allclose(h.y["a"], step(x["a"]), rtol=1e-14)
+    assert torch.allclose(h.value["a"], torch.tensor([1.0, 3.0]).double() * (1 - 0.12 * x["a"] ** 2), rtol=1e-14)
+    assert torch.allclose(h.value["b"], 5 * (1 - 0.12 * x["b"] ** 2), rtol=1e-14)
+    with pytest.raises(ValueError, match=r"initial_inner\(x\) should have a \[2\], b \[1, 1\], got a \[2\], b \[1\]"):
+        bilevel.hypergradient(inner, outer, x, x, initial_inner=lambda x: {"a": x["a"], "b": x["b"][0]}, **options)
+
+
 def test_structures(logistic):
     """The same numbers for a tensor, a dictionary and a module."""
     plain = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, estimator="unrolled", inner=GD).value

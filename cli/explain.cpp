@@ -8,16 +8,28 @@
 #include "bilevel/report/terminal.h"
 #include "cli/commands.h"
 #include "tasks/examine.h"
+#include "tasks/job.h"
 
 namespace bilevel::cli {
 namespace {
 
-/// Into the run's report. A directory that cannot be written is no reason to say nothing.
+/// All that was explained here so far.
+Report report_of(const std::string& directory) {
+  Report report;
+  report.title = directory;
+  for (const Explanation& one : kept_explanations(directory)) report.sections.push_back(explanation_section(one));
+  return report;
+}
+
+/// Into the run's report, or beside that of a job of several stages, which is the job's own. A directory that cannot be written is no
+/// reason to say nothing.
 void keep(const std::string& directory, const Explanation& explanation) {
   try {
     keep_explanation(directory, explanation);
-    write_file(directory + "/report.html", render_html(run_report(directory)));
-    fmt::print(stderr, "It is in {}/report.html too.\n", directory);
+    const bool job = !job_of(Config::load(directory + "/config.toml")).empty();
+    const std::string page = directory + (job ? "/explanations.html" : "/report.html");
+    write_file(page, render_html(job ? report_of(directory) : run_report(directory)));
+    fmt::print(stderr, "It is in {} too.\n", page);
   } catch (const Error& error) {
     fmt::print(stderr, "The report was left as it is: {}\n", error.what());
   }

@@ -256,8 +256,8 @@ RunPoint point_of(const std::string& directory, const std::optional<int64_t>& wa
 }
 
 /// Labels, predictions and pictures of the samples, where there are such.
-void describe_samples(Explanation& explanation, const Task& task, const at::Tensor& y) {
-  const auto* problem = dynamic_cast<const SupervisedProblem*>(task.problem.get());
+void describe_samples(Explanation& explanation, const Problem& any, const Encoding& encoding, const at::Tensor& y) {
+  const auto* problem = dynamic_cast<const SupervisedProblem*>(&any);
   if (problem == nullptr || explanation.samples.empty()) return;
   const at::NoGradGuard no_grad;
   const Loss& loss = problem->loss();
@@ -265,10 +265,10 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
   const at::Tensor& targets = problem->outer_targets();
   const at::Tensor predicted = loss.classifies() ? loss.labels(logits) : at::Tensor{};
   const auto name_of = [&](int64_t label) {
-    const auto& names = task.encoding.class_names;
+    const auto& names = encoding.class_names;
     return label >= 0 && label < static_cast<int64_t>(names.size()) ? names[static_cast<size_t>(label)] : std::to_string(label);
   };
-  const int64_t pixels = task.encoding.height * task.encoding.width;
+  const int64_t pixels = encoding.height * encoding.width;
   for (Explanation::Sample& sample : explanation.samples) {
     const at::Tensor target = targets.select(-1, sample.index).flatten();
     if (loss.classifies()) {
@@ -283,8 +283,35 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
     const at::Tensor features = problem->outer_features()[sample.index].flatten();
     const int64_t channels = features.numel() / pixels;
     if (features.numel() != channels * pixels || (channels != 1 && channels != 3)) continue;
-    sample.png = encode_png(features.view({channels, task.encoding.height, task.encoding.width}));
+    sample.png = encode_png(features.view({channels, encoding.height, encoding.width}));
   }
+}
+
+/// Trust as a finished job has learned it, first seed. The directory holds the recommended model, which serves as the start of the
+/// inner solve at x, in double.
+Explanation explain_trust(const ExplainRequest& request, Config config) {
+  const fs::path path(request.directory);
+  require(fs::exists(path / "x.npy") && fs::exists(path / "y.npy"), fmt::format("{} holds no finished job.", request.directory));
+  const at::Tensor x = read_npy((path / "x.npy").string()).to(at::kDouble);
+  const TrustSetting trust(std::move(config));
+  require(trust.job.options().model.kind == "linear",
+          "`bilevel explain` takes reweighting jobs of a linear model apart: a network is trained on by each step of trust, and the job keeps "
+          "no solution at the last one. A run of `bilevel new supervised` with source_weight keeps it.");
+  const TrustLearning learning(in_double(trust.data), trust.job.options());
+  const Oracle& oracle = learning.oracle();
+  const InnerSolver& solver = learning.algorithm().solver();
+  const at::Tensor start = oracle.problem().initial_outer();
+  require(x.sizes() == start.sizes(),
+          fmt::format("The job's x has {} elements and its problem's {}; have the data changed?", x.numel(), start.numel()));
+  const at::Tensor y = solver.solve(oracle, x, 0, {.y = read_npy((path / "y.npy").string()).to(at::kDouble)}, {}).y;
+  const int64_t index = element_index(oracle.problem().outer_layout(), request.hyperparameter);
+  Explanation explanation = explain(oracle, solver, x, y, index, request.options);
+  explanation.step = nlohmann::json::parse(read_file((path / "summary.json").string())).value("steps", int64_t{0});
+  require(request.step.value_or(explanation.step) == explanation.step,
+          fmt::format("--step {}: a reweighting job keeps its last point alone, step {}.", *request.step, explanation.step));
+  explanation.start = start[index].item<double>();
+  describe_samples(explanation, oracle.problem(), trust.job.encoding(), y);
+  return explanation;
 }
 
 }  // namespace
@@ -292,11 +319,7 @@ void describe_samples(Explanation& explanation, const Task& task, const at::Tens
 Explanation explain_run(const ExplainRequest& request, const TaskMaker& make) {
   const std::string config_file = (fs::path(request.directory) / "config.toml").string();
   require(fs::exists(config_file), fmt::format("{} holds no run: there is no config.toml in it.", request.directory));
-  const std::string job = job_of(Config::load(config_file));
-  require(job.empty(),
-          fmt::format("`bilevel explain` takes a run of one bilevel problem apart, and task = \"{}\" is a job of several stages that "
-                      "keeps no solution of its inner problem. A configuration of `bilevel new supervised` with {} describes that problem.",
-                      job, job == "tune" ? "l2" : "source_weight"));
+  if (describes_trust(Config::load(config_file), "explain")) return explain_trust(request, Config::load(config_file));
   const RunPoint point = point_of(request.directory, request.step, request.progress, make);
   return explain_point(Config::load(config_file), point, request.hyperparameter, request.options, make);
 }
@@ -316,7 +339,7 @@ Explanation explain_point(Config config, const RunPoint& point, const std::strin
       explain(experiment.oracle(), experiment.double_loop("`bilevel explain`").solver(), point.x.to(dtype), y, index, options);
   explanation.step = point.step;
   explanation.start = start[index].item<double>();
-  if (y.dim() == 1) describe_samples(explanation, experiment.task(), y);
+  if (y.dim() == 1) describe_samples(explanation, problem, experiment.task().encoding, y);
   return explanation;
 }
 

@@ -88,14 +88,14 @@ class Structure:
     def joined(self, variables: Variables, what: str) -> Tensor:
         """As ``flat``, of parts with the same names and shapes, in whatever order; a single node of the graph."""
         given = _parts(variables, what)
-        parts = list(given.values()) if self.single else [given.get(name) for name in self.names]
-        shapes = [None if part is None else tuple(part.shape) for part in parts]
-        if shapes != self.shapes or len(given) != len(parts):
-            raise ValueError(
-                f"{what} should have {', '.join(f'{n} {list(s)}' for n, s in zip(self.names, self.shapes))}, "
-                f"got {', '.join(f'{n} {list(p.shape)}' for n, p in given.items())}."
+        if self.single:
+            given = dict(zip(self.names, given.values()))
+        if {name: tuple(part.shape) for name, part in given.items()} != dict(zip(self.names, self.shapes)):
+            wanted, got = (
+                ", ".join(f"{n} {list(s)}" for n, s in pairs) for pairs in (self.parts, [(n, p.shape) for n, p in given.items()])
             )
-        return self._engine_parts.join(parts)
+            raise ValueError(f"{what} should have {wanted}, got {got}.")
+        return self._engine_parts.join([given[name] for name in self.names])
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         pieces = torch.split_with_sizes(flat, self.sizes)

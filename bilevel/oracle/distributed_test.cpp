@@ -15,6 +15,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
 #include "bilevel/oracle/native.h"
 #include "bilevel/problem/linear_form.h"
 #include "bilevel/problem/test_problems.h"
@@ -291,6 +292,24 @@ TEST(DistributedOracle, SendsBytesThatDoNotGrowWithTheNumberOfSamples) {
   // dy = 5 numbers: the value too, nothing but y, …, the four of the batch, and at last the entries of all samples.
   EXPECT_EQ(bytes_with(24), (std::vector<int64_t>{6, 5, 5, 5, 9, 6, 5 + 24}));
   EXPECT_EQ(bytes_with(2400), (std::vector<int64_t>{6, 5, 5, 5, 9, 6, 5 + 2400}));
+}
+
+TEST(DistributedOracle, LeavesSharesWithTheirProcessUnderACountToo) {
+  const LogisticWeightsProblem base;
+  const Marked problem(base);
+  const AutodiffOracle whole(problem);
+  in_processes(2, [&](const std::shared_ptr<Processes>& processes) {
+    const DistributedOracle shared(whole, processes);
+    const CountedOracle counted(shared);
+    const Point at(problem);
+    const auto lin = counted.linearize_inner(at.x, at.y, {});
+    const int64_t before = processes->bytes();
+    const at::Tensor share = lin->vjp_share(at.v[0]).x;
+    EXPECT_EQ(processes->bytes() - before, 5 * 8);
+    EXPECT_EQ(counted.cost().cross_products, 1);
+    expect_same(counted.whole(share), whole.linearize_inner(at.x, at.y, {})->vjp(at.v[0]).x, "(∂x r)ᵀ w");
+    EXPECT_EQ(counted.greatest(processes->rank() + 7), 8);
+  });
 }
 
 TEST(DistributedOracle, RefusesWhatItCannotShare) {

@@ -48,8 +48,8 @@ CASES = {
     "unrolled": ["hypergradient.estimator=unrolled", "inner.start=cold"],
     "unrolled-minibatches": ["hypergradient.estimator=unrolled", "inner.batch=7", "outer.batch=5"],
     "unrolled-last-steps-certified": ["hypergradient.estimator=unrolled", "hypergradient.steps=3", "hypergradient.bound_every=2"],
-    "unrolled-checkpoints-budget": ["hypergradient.estimator=unrolled", "hypergradient.memory=checkpoints", "hypergradient.budget=\"2 MB\"",
-                                    "problem.model=mlp", "problem.hidden=[8]", "problem.hyperparameters.l2={ per = \"layer\", init = -3.0 }"],
+    "unrolled-checkpoints-budget": ["hypergradient={ estimator = \"unrolled\", memory = \"checkpoints\", budget = \"2 MB\" }",
+                                    "problem.model=mlp", "problem.hidden=[8]", "problem.hyperparameters.l2={ per = \"layer\" }"],
     "implicit-certified": ["hypergradient.estimator=implicit", "hypergradient.solver=cg", "hypergradient.iterations=6",
                            "hypergradient.bound_every=2", "hypergradient.check_every=4", "inner.steps=40",
                            "problem.hyperparameters.l2={ per = \"feature\", init = -3.0, bias = true }"],
@@ -64,9 +64,10 @@ CASES = {
     "darts": ["hypergradient.estimator=darts"],
     "sama": ["hypergradient.estimator=sama"],
     "identity": ["hypergradient.estimator=identity"],
-    "step-size": ["hypergradient.estimator=unrolled", "problem.hyperparameters={ step_size = { init = 0.1 }, sample_weight = { init = 0.0 } }",
-                  "inner={ rule = \"sgd\", steps = 5 }"],
-    "soba": ["run.algorithm=soba", "hypergradient={}", "inner={ lr = 0.1, batch = 7 }", "outer={ lr = 0.1, steps = 20, batch = 5 }", "run.record_every=5"],
+    "step-size": ["hypergradient.estimator=unrolled", "inner={ rule = \"sgd\", steps = 5 }",
+                  "problem.hyperparameters={ step_size = { init = 0.1 }, sample_weight = {} }"],
+    "soba": ["run.algorithm=soba", "hypergradient={}", "inner={ lr = 0.1, batch = 7 }", "run.record_every=5",
+             "outer={ lr = 0.1, steps = 20, batch = 5 }"],
     "saba": ["run.algorithm=saba", "hypergradient={}", "inner={ lr = 0.1, batch = 7 }", "outer={ lr = 0.1, steps = 20, batch = 5 }"],
 }
 
@@ -109,7 +110,8 @@ def assert_same_run(one, other, tolerance=1e-8):
         assert first["metrics"].keys() == second["metrics"].keys()
         for key, value in first["metrics"].items():
             assert close(value, second["metrics"][key], tolerance), f"record {i}.{key}"
-        for key in ("error_bound", "distance_to_F", "relative_residual"):  # of Lanczos and CG, which end a product sooner or later by rounding
+        # Of Lanczos and CG, which end a product sooner or later by rounding.
+        for key in ("error_bound", "distance_to_F", "relative_residual"):
             pair = [record.get("certificate", {}).get(key) for record in (first, second)]
             assert close(*pair, 0.01), f"record {i}.certificate.{key}: {pair}"
 

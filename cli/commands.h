@@ -1,5 +1,6 @@
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,9 +15,12 @@ namespace bilevel::cli {
 /// What the command line asked for; its result is the exit status.
 using Action = std::function<int()>;
 
+/// The whole command; its exit status. With `processes`, which all call this alike, the first one writes and prints.
+int command(int argc, const char* const* argv, const std::shared_ptr<Processes>& processes = nullptr);
+
 // Each adds its command to `app`, and where that command is given puts what to do into `action`.
-void add_run(CLI::App& app, Action& action);
-void add_resume(CLI::App& app, Action& action);
+void add_run(CLI::App& app, Action& action, const std::shared_ptr<Processes>& processes);
+void add_resume(CLI::App& app, Action& action, const std::shared_ptr<Processes>& processes);
 void add_hypergrad(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
@@ -50,6 +54,7 @@ struct ConfigArguments {
 
 /// A progress bar on stderr, Ctrl-C as an interruption, one line for what is worth saying.
 RunFront terminal_front();
+int exit_status(const RunResult& result);
 /// Writes report.html, prints the summary, and gives the exit status.
 int conclude(const RunResult& result, const std::string& directory);
 

@@ -79,10 +79,15 @@ RunFront terminal_front() {
   return front;
 }
 
+int exit_status(const RunResult& result) {
+  if (result.outcome == Outcome::kInterrupted) return 130;
+  return result.outcome == Outcome::kDiverged || result.outcome == Outcome::kAborted || result.worst == Grade::kBad ? 1 : 0;
+}
+
 int conclude(const RunResult& result, const std::string& directory) {
   if (result.outcome == Outcome::kInterrupted) {
     fmt::print(stderr, "{} Go on with: bilevel resume {}\n", result.message, directory);
-    return 130;
+    return exit_status(result);
   }
   try {
     write_file(directory + "/report.html", render_html(run_report(directory)));
@@ -90,8 +95,7 @@ int conclude(const RunResult& result, const std::string& directory) {
     fmt::print(stderr, "The run is complete, but its report could not be written: {}\n", error.what());
   }
   fmt::print("{}", terminal_summary(directory, terminal_width(), color_on_stdout()));
-  const bool bad = result.outcome == Outcome::kDiverged || result.outcome == Outcome::kAborted || result.worst == Grade::kBad;
-  return bad ? 1 : 0;
+  return exit_status(result);
 }
 
 int terminal_width() {

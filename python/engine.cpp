@@ -17,6 +17,7 @@
 #include "bilevel/report/plan_report.h"
 #include "bilevel/report/terminal.h"
 #include "bilevel/run/json.h"
+#include "cli/commands.h"
 #include "python/layers.h"
 #include "python/parts.h"
 #include "python/problem.h"
@@ -217,6 +218,14 @@ RunResult minimize(const PythonExperiment& experiment, const std::string& out, c
   return Driver(algorithm, experiment.experiment.driver_options()).run(start_of(algorithm, state, state_steps), watch);
 }
 
+/// The command line, in one of the processes of torch.distributed's group of this name; the exit status.
+int command(const std::vector<std::string>& arguments, const std::string& group) {
+  const py::gil_scoped_release no_gil;
+  std::vector<const char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(argument.c_str());
+  return cli::command(static_cast<int>(argv.size()), argv.data(), Processes::named(group));
+}
+
 template <class Rows>
 std::vector<std::string> names_of(const Rows& rows) {
   std::vector<std::string> names;
@@ -260,6 +269,7 @@ PYBIND11_MODULE(_engine, m) {
     }
     return to_dict(result);
   });
+  m.def("command", &command);
   m.def("doctor", &doctor);
   m.def("plan", &plan);
   m.def("explain_directory", &explain_directory);

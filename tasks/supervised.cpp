@@ -170,8 +170,25 @@ at::Tensor initial_part(const Hyperparameter& one, const Part& part, at::ScalarT
   return x;
 }
 
+bool one_after_the_other(const at::Tensor& samples) {
+  if (!samples.is_cpu() || samples.scalar_type() != at::kLong || !samples.is_contiguous() || samples.numel() == 0) return false;
+  const int64_t* const index = samples.const_data_ptr<int64_t>();
+  for (int64_t i = 1; i < samples.numel(); ++i) {
+    if (index[i] != index[0] + i) return false;
+  }
+  return true;
+}
+
+// Samples one after the other, as the share of a process or a micro-batch has them, are not copied.
 at::Tensor gather(const at::Tensor& values, const Batch& batch, int64_t dim) {
-  return batch.full() ? values : values.index_select(dim, batch.samples);
+  if (batch.full()) return values;
+  const at::Tensor& samples = batch.samples;
+  if (!one_after_the_other(samples)) return values.index_select(dim, samples);
+  const int64_t first = *samples.const_data_ptr<int64_t>();
+  require(first >= 0 && first + samples.numel() <= values.size(dim),
+          fmt::format("SupervisedProblem: a batch names the samples {} to {}, and there are 0 to {}.", first, first + samples.numel() - 1,
+                      values.size(dim) - 1));
+  return values.narrow(dim, first, samples.numel());
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) { return !a.defined() ? b : !b.defined() ? a : a * b; }
@@ -305,6 +322,10 @@ SupervisedProblem::SupervisedProblem(SupervisedOptions options, SupervisedData d
             fmt::format("SupervisedProblem: {} holds a value that is not finite.", options_.init));
   }
   if (options_.model.kind == "linear") offer_linear_forms();
+}
+
+std::vector<std::string> SupervisedProblem::outer_parts_of_samples() const {
+  return sample_weight_ < 0 ? std::vector<std::string>{} : std::vector<std::string>{"sample_weight"};
 }
 
 SupervisedProblem::Prepared SupervisedProblem::prepare(const Samples& samples, const std::string& name) const {

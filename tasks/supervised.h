@@ -101,6 +101,7 @@ class SupervisedProblem : public Problem {
   at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const override;
   int64_t inner_samples() const override { return inner_.n; }
   int64_t outer_samples() const override { return outer_.n; }
+  std::vector<std::string> outer_parts_of_samples() const override;  // sample_weight
 
   RuleHyperparameters rule_hyperparameters(const at::Tensor& x, int64_t t) const override;
   bool has_rule_hyperparameters() const override { return step_size_ >= 0 || momentum_ >= 0 || weight_decay_ >= 0; }

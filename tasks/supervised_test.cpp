@@ -17,6 +17,7 @@
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
+#include "bilevel/core/memory_meter.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/hypergrad/unrolled.h"
 #include "bilevel/inner/proximal_gradient.h"
@@ -245,6 +246,25 @@ TEST(Supervised, TheOuterLossIsTheMeanOfItsSamples) {
   batch.samples = at::tensor({4, 0, 4});
   const at::Tensor of_batch = plain_losses(y, data.outer).index_select(0, batch.samples);
   EXPECT_TRUE(at::allclose(problem.outer_sample_losses(x, y, batch), of_batch, 0, 1e-12));
+}
+
+TEST(Supervised, SamplesOneAfterTheOtherAreReadWhereTheyAre) {
+  SupervisedData data = random_data();
+  const SupervisedProblem problem(options_with({{.kind = Kind::kSampleWeight}}), data);
+  const at::Tensor y = draw(20).normal({problem.inner_layout().size()}, at::kDouble), x = draw(21).normal({problem.outer_layout().size()}, at::kDouble);
+  const auto loss_and_bytes = [&](const std::vector<int64_t>& samples) {
+    Batch batch;
+    batch.samples = at::tensor(samples, at::kLong);
+    const MemoryMeter meter;
+    const double loss = number(problem.inner_loss(x, y, batch));
+    return std::pair(loss, meter.peak_bytes());
+  };
+  const auto [in_order, fewer] = loss_and_bytes({2, 3, 4, 5});
+  const auto [shuffled, more] = loss_and_bytes({3, 2, 5, 4});
+  EXPECT_NEAR(in_order, shuffled, 1e-14);
+  EXPECT_NE(in_order, loss_and_bytes({3, 4, 5, 6}).first);
+  EXPECT_LT(fewer, more);
+  EXPECT_THROW(loss_and_bytes({problem.inner_samples() - 1, problem.inner_samples()}), Error);
 }
 
 TEST(Supervised, SquaredAndLogisticLossesAreThoseOfTheDesign) {

@@ -135,7 +135,7 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   for (int64_t t = trajectory.size() - 1; t >= trajectory.first(); --t) {
     Step step = trajectory.take(t);
     RuleCotangent rule = solver->rule().vjp(step.input, y_bar, state_bar);
-    const Vjp loss = step.linearization->vjp(rule.gradient);
+    const Vjp loss = in.bound ? step.linearization->vjp(rule.gradient) : step.linearization->vjp_share(rule.gradient);
     y_bar = rule.y + loss.y;
     x_bar = x_bar + loss.x;
     state_bar = std::move(rule.state);
@@ -144,6 +144,7 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   }
   const bool start_counts = trajectory.whole() && in.cold_start && problem.initial_inner_depends_on_outer();
   if (start_counts) x_bar = x_bar + initial_inner_vjp(problem, in.x, in.inner_batch.slice, y_bar);
+  if (!in.bound) x_bar = in.oracle.whole(x_bar);
 
   const int64_t steps = trajectory.size() - trajectory.first();
   Hypergradient h = direct_term(in, outer, trajectory.whole() ? "F_T" : fmt::format("F_T, last {} steps", steps));

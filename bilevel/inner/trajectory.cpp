@@ -70,10 +70,10 @@ void Trajectory::divide_budget(int64_t steps) {
   const Point point{y, solver_.rule().fresh_state(y), 0};
   const Batch batch = solver_.batch(context_.first_step, context_.slice);
 
-  const auto peak = [](const auto& work) {
+  const auto peak = [&](const auto& work) {
     const MemoryMeter meter;
     work();
-    return meter.peak_bytes();
+    return oracle.greatest(meter.peak_bytes());
   };
   int64_t graph = 0;
   const int64_t back = peak([&] {
@@ -84,6 +84,7 @@ void Trajectory::divide_budget(int64_t steps) {
     const RuleCotangent bar = solver_.rule().vjp(input, y, point.state);
     const Vjp both = linearization->vjp(bar.gradient);
   });
+  graph = oracle.greatest(graph);
   const int64_t ahead = peak([&] {
     const Gradients g = oracle.inner(context_.x, y, batch);
     const Point next = solver_.advance(context_, point, 0, g.y);

@@ -27,6 +27,11 @@ class CountedLinearization final : public Linearization {
     meter_->add(&Cost::cross_products, directions(w));
     return inner_->vjp(w);
   }
+  Vjp vjp_share(const at::Tensor& w) override {
+    meter_->add(&Cost::hvps, directions(w));
+    meter_->add(&Cost::cross_products, directions(w));
+    return inner_->vjp_share(w);
+  }
   at::Tensor jvp_x(const at::Tensor& u) override {
     meter_->add(&Cost::cross_products, directions(u));
     return inner_->jvp_x(u);

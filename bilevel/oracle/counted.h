@@ -23,6 +23,8 @@ class CountedOracle final : public Oracle {
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   std::unique_ptr<JointPass> joint_pass() const override;
+  at::Tensor whole(const at::Tensor& x_bar) const override { return oracle_.whole(x_bar); }
+  int64_t greatest(int64_t metered) const override { return oracle_.greatest(metered); }
 
   const Cost& cost() const { return meter_->cost; }
 

@@ -12,20 +12,20 @@
 namespace bilevel {
 namespace {
 
-struct Part {
+struct MicroBatch {
   Batch batch;
   double weight = 1;
 };
 
 /// A single part, the batch itself, where it is small enough or the loss takes no batches.
-std::vector<Part> parts_of(const Batch& batch, int64_t samples, int64_t size, const at::Tensor& like) {
+std::vector<MicroBatch> parts_of(const Batch& batch, int64_t samples, int64_t size, const at::Tensor& like) {
   const int64_t n = batch.full() ? samples : batch.samples.size(0);
   if (n <= size) return {{batch, 1.0}};
   const at::Tensor all = batch.full() ? at::arange(n, like.options().dtype(at::kLong)) : batch.samples;
-  std::vector<Part> parts;
+  std::vector<MicroBatch> parts;
   for (int64_t first = 0; first < n; first += size) {
     const int64_t count = std::min(size, n - first);
-    Part part{batch, static_cast<double>(count) / static_cast<double>(n)};
+    MicroBatch part{batch, static_cast<double>(count) / static_cast<double>(n)};
     part.batch.samples = all.narrow(0, first, count);
     part.batch.seed += static_cast<uint64_t>(parts.size());
     parts.push_back(std::move(part));
@@ -39,16 +39,16 @@ at::Tensor plus(const at::Tensor& sum, const at::Tensor& term, double weight) {
 }
 
 template <class F>
-at::Tensor add_up(const std::vector<Part>& parts, const F& of) {
+at::Tensor add_up(const std::vector<MicroBatch>& parts, const F& of) {
   at::Tensor sum;
-  for (const Part& part : parts) sum = plus(sum, of(part.batch), part.weight);
+  for (const MicroBatch& part : parts) sum = plus(sum, of(part.batch), part.weight);
   return sum;
 }
 
 template <class F>
-Gradients add_up_gradients(const std::vector<Part>& parts, const F& of) {
+Gradients add_up_gradients(const std::vector<MicroBatch>& parts, const F& of) {
   Gradients sum;
-  for (const Part& part : parts) {
+  for (const MicroBatch& part : parts) {
     const Gradients one = of(part.batch);
     sum = {plus(sum.value, one.value, part.weight), plus(sum.y, one.y, part.weight), plus(sum.x, one.x, part.weight)};
   }
@@ -57,7 +57,7 @@ Gradients add_up_gradients(const std::vector<Part>& parts, const F& of) {
 
 class MicroBatchLinearization final : public Linearization {
  public:
-  MicroBatchLinearization(const Oracle& oracle, at::Tensor x, at::Tensor y, std::vector<Part> parts)
+  MicroBatchLinearization(const Oracle& oracle, at::Tensor x, at::Tensor y, std::vector<MicroBatch> parts)
       : oracle_(oracle), x_(std::move(x)), y_(std::move(y)), parts_(std::move(parts)) {
     inner_ = add_up_gradients(parts_, [&](const Batch& batch) { return oracle_.inner(x_, y_, batch); });
   }
@@ -78,7 +78,7 @@ class MicroBatchLinearization final : public Linearization {
   }
   Vjp vjp(const at::Tensor& w) override {
     Vjp sum;
-    for (const Part& part : parts_) {
+    for (const MicroBatch& part : parts_) {
       const Vjp one = at_part(part.batch)->vjp(w);
       sum = {plus(sum.y, one.y, part.weight), plus(sum.x, one.x, part.weight)};
     }
@@ -92,7 +92,7 @@ class MicroBatchLinearization final : public Linearization {
   std::unique_ptr<Linearization> at_part(const Batch& batch) const { return oracle_.linearize_inner(x_, y_, batch); }
   const Oracle& oracle_;
   const at::Tensor x_, y_;
-  const std::vector<Part> parts_;
+  const std::vector<MicroBatch> parts_;
   Gradients inner_;
 };
 

@@ -24,6 +24,9 @@ class Linearization {
   virtual at::Tensor grad_x() = 0;                           // ∂x g [dx]
   virtual at::Tensor jvp_y(const at::Tensor& v) = 0;         // ∂y r · v: H v for a loss
   virtual Vjp vjp(const at::Tensor& w) = 0;                  // both products in one pass
+  /// As `vjp`, for products that are summed up: the entries of x that belong to single samples may be left to the process that has
+  /// these samples, and be 0 elsewhere, until `Oracle::whole` brings them together.
+  virtual Vjp vjp_share(const at::Tensor& w) { return vjp(w); }
   virtual at::Tensor jvp_x(const at::Tensor& u) = 0;         // ∂x r · u [dy]
   virtual at::Tensor gauss_newton(const at::Tensor& v) = 0;  // Jᵀ ∂zz g J v + ∂yy g|z v; throws Error without outputs
   virtual bool symmetric() const { return true; }
@@ -65,6 +68,12 @@ class Oracle {
 
   /// By the calls above unless an oracle has a shorter way. The oracle must outlive it.
   virtual std::unique_ptr<JointPass> joint_pass() const;
+
+  // Where several processes share the samples (oracle/distributed.h). In a single one both give back what they are given.
+  /// A sum of x's from `vjp_share`, [dx], with the entries of all samples. What is whole stays as it is.
+  virtual at::Tensor whole(const at::Tensor& x_bar) const { return x_bar; }
+  /// The greatest over the processes of a number that was metered: what decides on further calls must decide alike in all of them.
+  virtual int64_t greatest(int64_t metered) const { return metered; }
 
   const Problem& problem() const { return problem_; }
 

@@ -65,6 +65,9 @@ class Problem {
   virtual int64_t inner_problems() const { return 1; }
   virtual int64_t inner_samples() const { return 0; }  // for batch plans; 0: the loss takes no batches
   virtual int64_t outer_samples() const { return 0; }
+  /// Names of the parts of x that have one entry (or one row, [n, …]) for each inner sample, which no other sample's inner loss
+  /// depends on: processes that share the samples then keep these entries to themselves.
+  virtual std::vector<std::string> outer_parts_of_samples() const { return {}; }
 
   /// h(x, t): the update rule's own hyperparameters that x determines at step t, by name ("lr", "momentum", …), each a scalar or
   /// [dy].

@@ -9,6 +9,7 @@
 
 #include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
+#include "bilevel/oracle/processes.h"
 
 namespace bilevel {
 namespace {
@@ -213,6 +214,15 @@ RunResult Driver::run(State state, const Watch& watch) const {
     checkpointed = at_step.integer("step");
     checkpoint_time = Clock::now();
   };
+  const auto together = [&](const auto& work) {
+    try {
+      return work();
+    } catch (const LostProcess&) {
+      checkpoint(resumable);
+      throw;
+    }
+  };
+  const auto greatest = [&](double number) { return watch.greatest ? together([&] { return watch.greatest(number); }) : number; };
   const auto end = [&](Outcome outcome, std::string message) {
     result.outcome = outcome;
     result.message = std::move(message);
@@ -224,7 +234,7 @@ RunResult Driver::run(State state, const Watch& watch) const {
     const bool budget_spent = book.cost.oracle_calls() >= options_.oracle_calls || book.cost.seconds >= options_.seconds;
     const bool stopping = budget_spent || result.outcome == Outcome::kStopped;
     const bool last = k >= options_.steps || stopping;
-    if (watch.interrupt && watch.interrupt->load()) {
+    if (greatest(watch.interrupt && watch.interrupt->load() ? 1 : 0) > 0) {
       checkpoint(resumable);
       end(Outcome::kInterrupted, fmt::format("Interrupted after {} of {} steps; a checkpoint was written.", k, options_.steps));
       break;
@@ -233,8 +243,10 @@ RunResult Driver::run(State state, const Watch& watch) const {
     book.write(state);
     const State before = state.clone();
     const Clock::time_point began = Clock::now();
-    Record record = last ? algorithm_.evaluate(state) : algorithm_.step(state, std::min(options_.record_every, options_.steps - k));
-    record.cost.seconds = seconds_since(began);
+    Record record = together([&] {
+      return last ? algorithm_.evaluate(state) : algorithm_.step(state, std::min(options_.record_every, options_.steps - k));
+    });
+    record.cost.seconds = greatest(seconds_since(began));
     const int64_t peak = std::max(book.cost.peak_bytes, record.cost.peak_bytes);
     book.cost += record.cost;
     book.cost.peak_bytes = peak;

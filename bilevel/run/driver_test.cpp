@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/oracle/processes.h"
 
 namespace bilevel {
 namespace {
@@ -212,6 +213,58 @@ TEST(Driver, WritesACheckpointWhenItIsInterrupted) {
   EXPECT_EQ(result.outcome, Outcome::kInterrupted);
   ASSERT_EQ(log.checkpoints.size(), 1u);
   EXPECT_EQ(log.checkpoints[0].integer("step"), 5) << "the state before the last good step";
+}
+
+TEST(Driver, EndsWhereAnotherProcessIsInterruptedOrHasSpentItsTime) {
+  const Slide slide;
+  DriverOptions options = steps(9);
+  options.checkpoint_every = 100;
+  options.seconds = 5;
+  int64_t asked = 0;
+  Log log;
+  Watch watch = log.watch();
+  watch.greatest = [&](double number) { return ++asked == 7 ? 1.0 : number; };  // before each step, and after
+  const RunResult interrupted = Driver(slide, options).run(slide.init(), watch);
+  EXPECT_EQ(interrupted.outcome, Outcome::kInterrupted);
+  ASSERT_EQ(log.checkpoints.size(), 1u);
+  EXPECT_EQ(log.checkpoints[0].integer("step"), 2);
+  asked = 0;
+  watch.greatest = [&](double number) { return ++asked == 6 ? 6.0 : number; };
+  const RunResult spent = Driver(slide, options).run(slide.init(), watch);
+  EXPECT_EQ(spent.outcome, Outcome::kBudget);
+  EXPECT_EQ(spent.steps, 3);
+}
+
+/// Loses another process once, at one step.
+class Losing final : public Algorithm {
+ public:
+  std::string_view name() const override { return "losing"; }
+  State init() const override { return Slide().init(); }
+  Record evaluate(State& state) const override { return Slide().evaluate(state); }
+  Record step(State& state, int64_t n) const override {
+    if (state.integer("step") == 4 && !lost_) {
+      lost_ = true;
+      throw LostProcess("gone");
+    }
+    return Slide().step(state, n);
+  }
+
+ private:
+  mutable bool lost_ = false;
+};
+
+TEST(Driver, LeavesACheckpointWhereAProcessIsLost) {
+  const Losing losing;
+  const Slide slide;
+  DriverOptions options = steps(9);
+  options.checkpoint_every = 100;
+  Log log, rest;
+  EXPECT_THROW(Driver(losing, options).run(losing.init(), log.watch()), LostProcess);
+  ASSERT_EQ(log.checkpoints.size(), 1u);
+  const RunResult resumed = Driver(losing, options).run(log.checkpoints[0], rest.watch());
+  const RunResult uninterrupted = Driver(slide, options).run(slide.init());
+  EXPECT_TRUE(at::equal(resumed.state.tensor("x"), uninterrupted.state.tensor("x")));
+  EXPECT_EQ(log.checkpoints[0].integer("driver.recorded") + static_cast<int64_t>(rest.records.size()), 10) << "none is missing";
 }
 
 /// x ← x − outer_scale; F = x. Where x has gone below −5 and more than `least_damping` is missing, `spoil` changes the record.

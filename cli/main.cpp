@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
   bilevel::cli::add_plan(app, action);
   bilevel::cli::add_explain(app, action);
   bilevel::cli::add_report(app, action);
+  bilevel::cli::add_reproduce(app, action);
   bilevel::cli::add_new(app, action);
   bilevel::cli::add_list(app, action);
   bilevel::cli::add_selftest(app, action);

@@ -27,11 +27,13 @@ void add_reproduce(CLI::App& app, Action& action) {
     bool all = false, quick = false, full = false, json = false;
   };
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("reproduce", "Run a study of a published system: its claims beside what is measured here.");
+  CLI::App* command =
+      app.add_subcommand("reproduce", "Run a study of a published system: its claims beside what is measured here.");
   command->add_option("study", arguments->slug, "a study of `bilevel list studies`")->type_name("STUDY");
   CLI::Option* all = command->add_flag("--all", arguments->all, "all of them, one after the other");
   command->get_option("study")->excludes(all);
-  CLI::Option* quick = command->add_flag("--quick", arguments->quick, "at most 15 seconds a study; so it is unless --full is given");
+  CLI::Option* quick =
+      command->add_flag("--quick", arguments->quick, "at most 15 seconds a study; so it is unless --full is given");
   command->add_flag("--full", arguments->full, "the figures of the study's page; some minutes a study")->excludes(quick);
   command->add_option("--out", arguments->out, "where the pages go; reproduction unless given")->type_name("DIR");
   command->add_flag("--json", arguments->json, "print one JSON object and nothing else");

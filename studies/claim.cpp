@@ -12,7 +12,8 @@ namespace {
 
 void read_text(Section& section, const std::string& key, std::string& text) {
   section.read(key, text);
-  if (text.empty()) section.fail(key, "missing: each claim says what it claims, where, by what number, and why the bar is where it is.");
+  if (text.empty())
+    section.fail(key, "missing: each claim says what it claims, where, by what number, and why the bar is where it is.");
 }
 
 void read_bar(Section& section, const std::string& key, double& bound) {
@@ -48,7 +49,8 @@ Claim read_claim(Section section, const std::string& name) {
   read_text(section, "why", claim.why);
   read_bar(section, "at_least", claim.bar.at_least);
   read_bar(section, "at_most", claim.bar.at_most);
-  if (!section.has("at_least") && !section.has("at_most")) section.fail("at_least", "missing: a claim has a bar, at_least, at_most or both.");
+  if (!section.has("at_least") && !section.has("at_most"))
+    section.fail("at_least", "missing: a claim has a bar, at_least, at_most or both.");
   if (claim.bar.at_least > claim.bar.at_most) section.fail("at_least", "it is above at_most: nothing could pass.");
   section.read("full_only", claim.full_only);
   if (section.has("known")) {

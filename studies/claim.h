@@ -24,11 +24,11 @@ struct Bar {
 /// One claim of a paper, and how it is judged: a table [claims.NAME] of a study.toml.
 struct Claim {
   std::string name;
-  std::string says;    // the claim in one sentence
-  std::string source;  // section, table or equation of the paper
-  std::string paper;   // the paper's number, or its words where it has none
-  Bar bar;             // for `measured`
-  std::string why;     // why that bar
+  std::string says;        // the claim in one sentence
+  std::string source;      // section, table or equation of the paper
+  std::string paper;       // the paper's number, or its words where it has none
+  Bar bar;                 // for `measured`
+  std::string why;         // why that bar
   bool full_only = false;  // too small for its bar with --quick
   // What is known to come out worse than confirmed, and why; "confirmed" and "" unless given.
   Verdict known = Verdict::kConfirmed;

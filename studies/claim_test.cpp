@@ -42,7 +42,8 @@ TEST(Judge, GivesTheReasonWhereAClaimIsNotConfirmed) {
   Claim one = claim(1.0, INFINITY);
   one.reason = "The data are too few.";
   EXPECT_EQ(judge(one, {{2.0}}).reason, "");
-  EXPECT_THAT(judge(one, {{0.5}}).reason, ::testing::AllOf(HasSubstr("0.5 is not at least 1"), HasSubstr("The data are too few.")));
+  EXPECT_THAT(judge(one, {{0.5}}).reason,
+              ::testing::AllOf(HasSubstr("0.5 is not at least 1"), HasSubstr("The data are too few.")));
   EXPECT_EQ(judge(one, {}).verdict, Verdict::kNotRun);
 }
 
@@ -81,8 +82,7 @@ TEST(ReadClaim, WantsAReasonForWhatIsKnownToFail) {
   const std::string bar = std::string(kWhole) + "at_most = 1.0\n";
   EXPECT_THAT(error_of(bar + "known = \"partly\"\n"), HasSubstr("reason"));
   EXPECT_THAT(error_of(bar + "known = \"partyl\"\nreason = \"r\"\n"), HasSubstr("partly"));
-  const Claim one =
-      read_claim(Config::parse(bar + "known = \"not seen here\"\nreason = \"r\"\n", "study.toml").root(), "c");
+  const Claim one = read_claim(Config::parse(bar + "known = \"not seen here\"\nreason = \"r\"\n", "study.toml").root(), "c");
   EXPECT_EQ(one.known, Verdict::kNotSeen);
   EXPECT_EQ(one.reason, "r");
   EXPECT_EQ(one.bar.text(), "at most 1");

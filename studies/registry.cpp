@@ -5,12 +5,12 @@
 #include "bilevel/core/error.h"
 
 // The text of studies/<name>/study.toml goes into the object as it is, so that the command needs no folder of sources.
-#define BILEVEL_STUDY(name)                                                                                      \
+#define BILEVEL_STUDY(name)                                                                                         \
   asm(".pushsection .rodata\n.globl bilevel_study_" #name "\n.hidden bilevel_study_" #name "\nbilevel_study_" #name \
-      ":\n.incbin \"" BILEVEL_STUDIES "/" #name "/study.toml\"\n.byte 0\n.popsection\n");                        \
-  extern "C" __attribute__((visibility("hidden"))) const char bilevel_study_##name[];                            \
-  namespace bilevel {                                                                                            \
-  void study_##name(StudyRun& run);                                                                              \
+      ":\n.incbin \"" BILEVEL_STUDIES "/" #name "/study.toml\"\n.byte 0\n.popsection\n");                           \
+  extern "C" __attribute__((visibility("hidden"))) const char bilevel_study_##name[];                               \
+  namespace bilevel {                                                                                               \
+  void study_##name(StudyRun& run);                                                                                 \
   }
 
 BILEVEL_STUDY(fds)

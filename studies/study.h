@@ -62,7 +62,7 @@ class StudyRun {
 /// A row of the registry: studies/<slug>/.
 struct Study {
   std::string slug;
-  std::string_view toml;      // the text of study.toml
+  std::string_view toml;       // the text of study.toml
   void (*run)(StudyRun& run);  // study.cpp
 };
 

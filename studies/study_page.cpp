@@ -26,10 +26,18 @@ std::string text_of(const Cell& cell) { return cell.error.empty() ? cell.text : 
 
 Table claims_table(const StudyResult& result) {
   Table table{.title = "Claim beside measured",
-              .columns = {{"claim", false}, {"where", false}, {"paper", false}, {"ours", true}, {"seeds", true}, {"bar", false}, {"verdict", false}},
+              .columns = {{"claim", false},
+                          {"where", false},
+                          {"paper", false},
+                          {"ours", true},
+                          {"seeds", true},
+                          {"bar", false},
+                          {"verdict", false}},
               .rows = {},
-              .note = "Ours: mean ± standard error over the seeds. Confirmed: the mean ± two standard errors lies within the bar; partly: the "
-                      "mean alone does."};
+              .note =
+                  "Ours: mean ± standard error over the seeds. Confirmed: the mean ± two standard errors lies within the bar; "
+                  "partly: the "
+                  "mean alone does."};
   for (const Judgement& judgement : result.judgements) {
     const Claim& claim = judgement.claim;
     table.rows.push_back({{claim.says, claim.source, claim.paper, measured_cell(judgement.measured),
@@ -49,7 +57,8 @@ Table reasons_table(const StudyResult& result) {
 }
 
 std::string cost_sentence(const StudyResult& result) {
-  return fmt::format("`bilevel reproduce {} {}` took {} on one core.", result.slug, scale_name(result.scale), format_seconds(result.seconds));
+  return fmt::format("`bilevel reproduce {} {}` took {} on one core.", result.slug, scale_name(result.scale),
+                     format_seconds(result.seconds));
 }
 
 std::string escape_markdown(const std::string& text) {
@@ -95,10 +104,16 @@ Json to_json(const Judgement& judgement) {
   const Claim& claim = judgement.claim;
   const Measured& m = judgement.measured;
   const auto bound = [](double value) { return std::isfinite(value) ? Json(value) : Json(); };
-  Json json = {{"claim", claim.name},     {"says", claim.says},
-               {"source", claim.source},  {"paper", claim.paper},
-               {"verdict", to_string(judgement.verdict)}, {"reason", judgement.reason}, {"unexpected", judgement.unexpected()},
-               {"at_least", bound(claim.bar.at_least)}, {"at_most", bound(claim.bar.at_most)}, {"values", m.values}};
+  Json json = {{"claim", claim.name},
+               {"says", claim.says},
+               {"source", claim.source},
+               {"paper", claim.paper},
+               {"verdict", to_string(judgement.verdict)},
+               {"reason", judgement.reason},
+               {"unexpected", judgement.unexpected()},
+               {"at_least", bound(claim.bar.at_least)},
+               {"at_most", bound(claim.bar.at_most)},
+               {"values", m.values}};
   json["mean"] = m.values.empty() ? Json() : Json(m.mean());
   json["standard_error"] = m.values.size() < 2 ? Json() : Json(m.standard_error());
   return json;
@@ -107,14 +122,16 @@ Json to_json(const Judgement& judgement) {
 }  // namespace
 
 std::string study_readme(const StudyResult& result) {
-  std::string out = fmt::format("# {}\n\n{}\n\n{}\n\n```\n{}\n```\n\n", result.text.title, result.text.paper, result.text.method, result.text.formula);
+  std::string out = fmt::format("# {}\n\n{}\n\n{}\n\n```\n{}\n```\n\n", result.text.title, result.text.paper, result.text.method,
+                                result.text.formula);
   out += "## Claim beside measured\n\n" + markdown(claims_table(result)) + "\n";
   out += "## Why these bars\n\n" + markdown(reasons_table(result)) + "\n";
   out += "## What was seen\n\n";
   out += markdown(result.picture);
   for (const Block& block : result.shown) out += markdown(block);
-  out += fmt::format("## Cost\n\n{} This page is written by that command; `--out DIR` leaves it and a page with the picture in DIR.\n",
-                     cost_sentence(result));
+  out += fmt::format(
+      "## Cost\n\n{} This page is written by that command; `--out DIR` leaves it and a page with the picture in DIR.\n",
+      cost_sentence(result));
   return out;
 }
 

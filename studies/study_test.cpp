@@ -89,10 +89,12 @@ std::string error_of(const Study& study, Scale scale = Scale::kFull) {
 }
 
 TEST(Reproduce, RefusesAStudyThatLeavesOutAClaimOrASettingOrAsksForMore) {
-  EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.seeds(), run.setting<double>("scale"), run.measure("sum", 2.0); }}),
-              HasSubstr("did not measure its claim \"large\""));
+  EXPECT_THAT(
+      error_of({"tiny", kToml, [](StudyRun& run) { run.seeds(), run.setting<double>("scale"), run.measure("sum", 2.0); }}),
+      HasSubstr("did not measure its claim \"large\""));
   EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.measure("summ", 2.0); }}), HasSubstr("\"sum\""));
-  EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.seeds(), run.measure("sum", 2.0); }}, Scale::kQuick), HasSubstr("scale"));
+  EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.seeds(), run.measure("sum", 2.0); }}, Scale::kQuick),
+              HasSubstr("scale"));
   EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.setting<int64_t>("stairs"); }}), HasSubstr("stairs"));
   EXPECT_THAT(error_of({"tiny", kToml, [](StudyRun& run) { run.setting<int64_t>("scale"); }}),
               HasSubstr("studies/tiny/study.toml:8"));

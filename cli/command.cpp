@@ -45,6 +45,7 @@ int command(int argc, const char* const* argv, const std::shared_ptr<Processes>&
   add_plan(app, action);
   add_explain(app, action);
   add_report(app, action);
+  add_reproduce(app, action);
   add_new(app, action);
   add_list(app, action);
   add_selftest(app, action);

@@ -27,6 +27,7 @@ void add_plan(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_report(CLI::App& app, Action& action);
 void add_new(CLI::App& app, Action& action);
+void add_reproduce(CLI::App& app, Action& action);
 void add_list(CLI::App& app, Action& action);
 void add_selftest(CLI::App& app, Action& action);
 void add_reweight(CLI::App& app, Action& action);

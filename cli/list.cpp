@@ -8,6 +8,7 @@
 #include "bilevel/linear/registry.h"
 #include "bilevel/outer/registry.h"
 #include "cli/commands.h"
+#include "studies/registry.h"
 
 namespace bilevel::cli {
 namespace {
@@ -29,6 +30,12 @@ std::vector<Entry> entries_of(const Rows& rows) {
   return entries;
 }
 
+std::vector<Entry> entries_of(const std::vector<Study>& rows) {
+  std::vector<Entry> entries;
+  for (const Study& study : rows) entries.push_back({study.slug, read_study(study).first.title});
+  return entries;
+}
+
 struct Kind {
   std::string name, heading;
   std::vector<Entry> entries;
@@ -39,7 +46,8 @@ std::vector<Kind> kinds() {
           {"estimators", "Hypergradient estimators (hypergradient.estimator)", entries_of(estimators())},
           {"solvers", "Linear solvers (hypergradient.solver)", entries_of(linear_solvers())},
           {"rules", "Inner update rules (inner.rule)", entries_of(rules())},
-          {"algorithms", "Algorithms (run.algorithm)", entries_of(algorithms())}};
+          {"algorithms", "Algorithms (run.algorithm)", entries_of(algorithms())},
+          {"studies", "Studies (bilevel reproduce)", entries_of(studies())}};
 }
 
 void print_entries(const Kind& kind) {
@@ -52,9 +60,9 @@ void print_entries(const Kind& kind) {
 
 void add_list(CLI::App& app, Action& action) {
   auto wanted = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand("list", "List what can be named in a configuration.");
-  command->add_option("kind", *wanted, "tasks, estimators, solvers, rules or algorithms; all of them unless given")
-      ->check(CLI::IsMember({"tasks", "estimators", "solvers", "rules", "algorithms"}))
+  CLI::App* command = app.add_subcommand("list", "List what can be named in a configuration, and the studies.");
+  command->add_option("kind", *wanted, "tasks, estimators, solvers, rules, algorithms or studies; all of them unless given")
+      ->check(CLI::IsMember({"tasks", "estimators", "solvers", "rules", "algorithms", "studies"}))
       ->type_name("KIND");
   command->footer("Example:\n  bilevel list estimators");
   command->callback([wanted, &action] {

@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 
 set(_package ${CMAKE_INSTALL_LIBDIR}/cmake/bilevel)
 get_property(_folders GLOBAL PROPERTY BILEVEL_FOLDERS)
-list(REMOVE_ITEM _folders bilevel_tasks)  # workloads for the command; their code is inside it
+list(REMOVE_ITEM _folders bilevel_tasks bilevel_studies)  # for the command; their code is inside it
 foreach(_folder IN LISTS _folders)
   string(REGEX REPLACE "^bilevel_" "" _name ${_folder})
   set_target_properties(${_folder} PROPERTIES EXPORT_NAME ${_name})

@@ -89,6 +89,7 @@ Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
                                              : std::vector<std::string>{"one", "layer", "step"});
     out.per = static_cast<Per>(std::find(kPers.begin(), kPers.end(), per) - kPers.begin());
     if (is_penalty(out.kind)) section.read("bias", out.bias);
+    if (out.per == Per::kStep) section.read("window", out.window);
   }
   read_constraint(section, out);
   if (section.is_text("init")) {
@@ -230,6 +231,7 @@ std::vector<std::string> SupervisedOptions::violations() const {
       out.push_back(fmt::format("{} per {} is not offered; \"one\", \"layer\" and \"step\" are", one.name(), per));
     }
     if (one.per == Per::kStep && steps < 1) out.push_back(fmt::format("{} per step needs steps, got {}", one.name(), steps));
+    if (one.window < 1) out.push_back(fmt::format("{}: window should be at least 1 step, got {}", one.name(), one.window));
   }
   if (learned(*this, Kind::kL2) && l2 != 0) out.push_back(fmt::format("l2 is a hyperparameter and fixed at {} too", l2));
   if (learned(*this, Kind::kSampleWeight) && !sample_weight.empty())
@@ -380,7 +382,7 @@ std::vector<int64_t> SupervisedProblem::part_shape(const Hyperparameter& one) co
     case Per::kOne: return {};
     case Per::kFeature: return {model_->layers().front().fan_in + (one.bias && options_.model.bias ? 1 : 0)};
     case Per::kClass: return {model_->output_size()};
-    case Per::kStep: return {options_.steps};
+    case Per::kStep: return {(options_.steps + one.window - 1) / one.window};
     case Per::kLayer: break;
   }
   return {static_cast<int64_t>(model_->layers().size())};
@@ -561,7 +563,7 @@ Problem::RuleHyperparameters SupervisedProblem::rule_hyperparameters(const at::T
     if (i < 0) continue;
     const Hyperparameter& one = options_.hyperparameters[i];
     at::Tensor value = apply(one.map, parts[i]);
-    if (one.per == Per::kStep) value = value.select(0, std::min(t, options_.steps - 1));
+    if (one.per == Per::kStep) value = value.select(0, std::min(t, options_.steps - 1) / one.window);
     if (one.per == Per::kLayer) value = spread(value, groups_.at(i).index);
     h.emplace_back(name, value);
   }

@@ -31,6 +31,7 @@ struct Hyperparameter {
   Constraint constraint = {};
   Per per = Per::kOne;
   bool bias = false;  // l2, l1: biases are penalised too
+  int64_t window = 1;  // per step: so many steps in a row share one value
 
   static const std::vector<std::string>& kinds();  // as in a configuration
   std::string name() const;
@@ -80,7 +81,7 @@ struct SupervisedData {
 ///
 /// Sample and source weights multiply. n is the number of samples (of the batch), not Σ w. `inner_loss` leaves the l1 penalty
 /// out, for it is not smooth; `inner_constraints` tells it to solvers that can. Learned step sizes, momenta and weight decays go to
-/// the update rule, one for all, for each layer or for each step. `l2` and `l1` per feature have one strength for each input of a linear model, in the order of the features, per class one
+/// the update rule, one for all, for each layer or for each window of steps. `l2` and `l1` per feature have one strength for each input of a linear model, in the order of the features, per class one
 /// for each of its outputs, per layer one for each layer of any model; with `bias` the biases belong to their class or layer, and
 /// per feature they have one strength more, the last.
 class SupervisedProblem : public Problem {

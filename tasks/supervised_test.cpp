@@ -344,6 +344,20 @@ TEST(Supervised, GivesHyperparametersPerLayerAndPerStepToTheRule) {
   }
 }
 
+TEST(Supervised, SharesAValueOfTheRuleOverAWindowOfSteps) {
+  SupervisedOptions options = options_with({{.kind = Kind::kStepSize, .map = Map::kIdentity, .per = Per::kStep, .window = 3}});
+  options.steps = 7;  // the last window is short
+  const SupervisedProblem problem(options, random_data());
+  ASSERT_EQ(problem.outer_layout().size(), 3);
+  const at::Tensor x = draw(1).normal({3});
+  const std::vector<int64_t> window_of = {0, 0, 0, 1, 1, 1, 2, 2};  // and a look after the end
+  for (size_t t = 0; t < window_of.size(); ++t) {
+    EXPECT_EQ(number(problem.rule_hyperparameters(x, static_cast<int64_t>(t))[0].second), number(x[window_of[t]])) << t;
+  }
+  options.hyperparameters[0].window = 0;
+  EXPECT_THAT([&] { SupervisedProblem(options, random_data()); }, ::testing::ThrowsMessage<Error>(::testing::HasSubstr("step_size: window")));
+}
+
 // dF_T/dx of every hyperparameter of a rule, of the ridge beside them, against central differences of F_T.
 TEST(Supervised, DerivativesByHyperparametersOfTheRuleAreThoseOfDifferences) {
   const Hyperparameter ridge{.kind = Kind::kL2, .map = Map::kExp, .init = at::scalar_tensor(-3.0, at::kDouble)};

@@ -34,9 +34,9 @@ def includes(path):
 
 def test_the_order_of_the_folders_is_that_of_the_design():
     assert [folder for folder, _ in FOLDERS] == [
-        "core", "problem", "oracle", "linear", "inner", "hypergrad", "outer", "algorithm", "run", "report", "tasks"]
+        "core", "problem", "oracle", "linear", "inner", "hypergrad", "outer", "algorithm", "run", "report", "tasks", "studies"]
     on_disk = {path.name for path in (ROOT / "bilevel").iterdir() if path.is_dir()}
-    assert on_disk == {folder for folder, _ in FOLDERS} - {"tasks"}
+    assert on_disk == {folder for folder, _ in FOLDERS} - {"tasks", "studies"}
 
 
 def test_no_folder_includes_a_header_to_its_right():

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "bilevel/hypergrad/plain_test.h"
+#include "bilevel/hypergrad/evograd.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/oracle/autodiff.h"
@@ -157,6 +158,17 @@ at::Tensor zeroth_order_formula(const Place& p) {
   return sum;
 }
 
+// The merge as the paper writes it, by autograd, with the noise that the engine draws.
+at::Tensor evograd_formula(const Place& p) {
+  const at::Tensor copies = p.y + 0.1 * EvoGrad({.copies = 3}).noise(Stream(0, "evograd").at(0), p.y.size(0));
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x = p.x.detach().clone().requires_grad_(true);
+  std::vector<at::Tensor> losses;
+  for (const at::Tensor& one : copies.unbind(0)) losses.push_back(p.problem.inner_loss(x, one, Batch{}));
+  const at::Tensor merged = at::softmax(-at::stack(losses) / 0.5, 0).matmul(copies);
+  return torch::autograd::grad({p.problem.outer_loss(x, merged, Batch{})}, {x})[0];
+}
+
 // The rule of tolerance: the error of the implicit part, relative to that part, by oracle and dtype. What rounding the sum with a
 // larger direct term costs is allowed on top of it.
 struct Tolerance {
@@ -284,6 +296,11 @@ const std::vector<EstimatorCase>& estimator_rows() {
       // First derivatives only, so that the oracle of differences gives the same; near 1e-16/0.01 of rounding.
       {.name = "darts", .keys = "", .quantity = "darts", .reference = darts_formula, .tolerance = {.difference = 1e-11}},
       {.name = "sama", .keys = "", .quantity = "sama", .reference = sama_formula, .tolerance = {.difference = 1e-11}},
+      {.name = "evograd",
+       .keys = "copies = 3\nsigma = 0.1\ntemperature = 0.5",
+       .quantity = "evograd",
+       .reference = evograd_formula,
+       .tolerance = {.difference = 1e-11}},
       {.name = "zeroth-order",
        .keys = "samples = 3\nsigma = 0.05",
        .quantity = "zeroth-order",

@@ -1,6 +1,6 @@
 // With dy [dx, dy] the derivative of y_t by x, row i that by x_i, and ds likewise, dy₀ = ∂y₀/∂x, ds₀ = 0, for t = 0, …, T−1
 //
-//   dg = H dy + ∂x∂y g                         the loss at y_t, batch t
+//   dg = H dy + ∂x∂y g                         the loss at y_t, batch t; no product for a row of dy that is still zero
 //   dh = ∂h_t/∂x                               hyperparameters of the rule
 //   (dy, ds) ← ∂Φ/∂(y, s, g, h) (dy, ds, dg, dh)
 //
@@ -9,6 +9,8 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "bilevel/core/bytes.h"
 #include "bilevel/core/error.h"
@@ -39,12 +41,30 @@ at::Tensor initial_inner_jacobian(const Problem& problem, const at::Tensor& x, i
   return jacobian;
 }
 
+// H dy. A row that is still zero, such as that of a step size whose steps are yet to come, costs no product.
+at::Tensor products(Linearization& linearization, const at::Tensor& dy) {
+  const at::Tensor begun = dy.ne(0).any(1).nonzero().flatten();
+  if (begun.size(0) == dy.size(0)) return linearization.jvp_y(dy);
+  at::Tensor all = at::zeros_like(dy);
+  if (begun.size(0) > 0) all.index_copy_(0, begun, linearization.jvp_y(dy.index_select(0, begun)));
+  return all;
+}
+
 // ∂h_t/∂x, row i by x_i: [dx, 1] of a scalar, [dx, dy] of a vector; zeros like h where x determines none.
-Tensors hyperparameters_block(const RuleSolver& solver, const SolveContext& context, const Problem& problem, int64_t t, const Tensors& h,
-                              const at::Tensor& unit) {
+Tensors hyperparameters_block(const RuleSolver& solver, const SolveContext& context, const Problem& problem, int64_t t,
+                              const Tensors& h, const at::Tensor& unit) {
   Tensors block;
   if (!problem.has_rule_hyperparameters()) {
     for (const at::Tensor& value : h) block.push_back(at::zeros_like(value));
+    return block;
+  }
+  if (std::ranges::all_of(h,
+                          [](const at::Tensor& value) { return value.dim() == 0; })) {  // fewer scalars than columns, as a rule
+    for (size_t j = 0; j < h.size(); ++j) {
+      Tensors h_bar;
+      for (size_t k = 0; k < h.size(); ++k) h_bar.push_back(at::full_like(h[k], k == j ? 1.0 : 0.0));
+      block.push_back(solver.hyperparameters_vjp(problem, context.x, t, h_bar).unsqueeze(1));
+    }
     return block;
   }
   std::vector<Tensors> rows(h.size());
@@ -100,9 +120,10 @@ std::vector<std::string> Forward::objections(const Problem& problem, const Inner
                     dx, options_.max_columns, 2 * dx));
   }
   const int64_t item = problem.initial_outer().element_size();
-  // dy, dg and two in the making, what the rule's derivative has at hand, and for each slot of state the old, the new and two more
-  const double bytes = static_cast<double>(6 + 4 * rule_solver->rule().slots()) * static_cast<double>(dx) * static_cast<double>(dy) *
-                       static_cast<double>(item);
+  // dy, dg and two in the making, what the rule's derivative has at hand, and for each slot of state the old, the new and two
+  // more
+  const double bytes = static_cast<double>(6 + 4 * rule_solver->rule().slots()) * static_cast<double>(dx) *
+                       static_cast<double>(dy) * static_cast<double>(item);
   if (bytes > static_cast<double>(options_.budget)) {
     objections.push_back(fmt::format(
         "Forward mode holds the derivative of y by x, {} × {} numbers, and with its state and workspace that takes {}, more than "
@@ -134,9 +155,10 @@ Hypergradient Forward::estimate(const EstimatorInput& in) const {
     Point point = trajectory.start();
     for (int64_t t = 0; t < T; ++t) {
       const auto linearization = in.oracle.linearize_inner(in.x, point.y, solver->batch(context.first_step + t, context.slice));
-      const at::Tensor dg = linearization->jvp_y(dy).add_(linearization->jvp_x(unit));
+      const at::Tensor dg = products(*linearization, dy).add_(linearization->jvp_x(unit));
       const RuleInput input = solver->input(context, point, t, linearization->residual());
-      RuleOutput tangent = rule.jvp(input, {dy, std::move(ds), dg, hyperparameters_block(*solver, context, problem, t, input.h, unit)});
+      RuleOutput tangent =
+          rule.jvp(input, {dy, std::move(ds), dg, hyperparameters_block(*solver, context, problem, t, input.h, unit)});
       dy = std::move(tangent.y);
       ds = std::move(tangent.state);
       point = solver->advance(context, point, t, input.gradient);

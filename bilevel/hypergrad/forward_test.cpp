@@ -10,6 +10,8 @@
 #include "bilevel/hypergrad/unrolled.h"
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/sgd.h"
+#include "bilevel/oracle/autodiff.h"
+#include "bilevel/oracle/counted.h"
 #include "bilevel/problem/test_problems.h"
 
 namespace bilevel::forward_test {
@@ -61,6 +63,83 @@ TEST(Forward, DifferentiatesHyperparametersOfTheRule) {
   const at::Tensor expected = unrolled_gradient(problem, x, rule, 10);
   EXPECT_LT(relative_error(value, expected), 1e-10);
   EXPECT_LT(relative_error(value.narrow(0, x.size(0) - 2, 2), expected.narrow(0, x.size(0) - 2, 2)), 1e-10);
+}
+
+/// x = (lr of each window of W steps, momentum, weight decay): what FDS learns (Micaelli & Storkey 2021).
+class SharedScheduleProblem final : public TestProblem {
+ public:
+  SharedScheduleProblem(const Problem& base, std::vector<double> lr, int64_t window, double momentum, double decay)
+      : base_(base), windows_(static_cast<int64_t>(lr.size())), window_(window) {
+    lr.insert(lr.end(), {momentum, decay});
+    outer_layout_.add("x", {windows_ + 2});
+    inner_layout_ = base.inner_layout();
+    x0_ = at::tensor(lr, at::kDouble);
+    y0_ = base.initial_inner(base.initial_outer(), 0);
+  }
+  at::Tensor inner_loss(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& batch) const override {
+    return base_.inner_loss(base_.initial_outer(), y, batch);
+  }
+  at::Tensor outer_loss(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& batch) const override {
+    return base_.outer_loss(base_.initial_outer(), y, batch);
+  }
+  bool has_rule_hyperparameters() const override { return true; }
+  RuleHyperparameters rule_hyperparameters(const at::Tensor& x, int64_t t) const override {
+    return {{"lr", x[std::min(t / window_, windows_ - 1)]}, {"momentum", x[windows_]}, {"weight_decay", x[windows_ + 1]}};
+  }
+
+ private:
+  const Problem& base_;
+  int64_t windows_, window_;
+};
+
+SgdRuleOptions all_learned() {
+  SgdRuleOptions sgd;
+  sgd.learned = {"lr", "momentum", "weight_decay"};
+  return sgd;
+}
+
+TEST(Forward, WithSharingIsReverseModeAndTheSumOfWhatEachStepGives) {
+  const MlpProblem base;
+  const SharedScheduleProblem shared(base, {0.2, 0.1, 0.05}, 10, 0.6, 0.01);
+  const RuleSolver solver(std::make_unique<SgdRule>(all_learned()), {.steps = 30});
+  const at::Tensor x = shared.initial_outer();
+  const at::Tensor value = estimate(Forward(), shared, solver, x).value;
+  EXPECT_LT(relative_error(value, estimate(Unrolled(), shared, solver, x).value), 1e-12);
+
+  std::vector<double> each;
+  for (const double lr : {0.2, 0.1, 0.05}) each.insert(each.end(), 10, lr);
+  const SharedScheduleProblem per_step(base, each, 1, 0.6, 0.01);
+  const at::Tensor of_steps = estimate(Forward(), per_step, solver, per_step.initial_outer()).value;
+  const at::Tensor sums = at::cat({of_steps.narrow(0, 0, 30).reshape({3, 10}).sum(1), of_steps.narrow(0, 30, 2)});
+  EXPECT_LT(relative_error(value, sums), 1e-12);
+  EXPECT_GT(relative_error(value.narrow(0, 0, 3), 0.1 * sums.narrow(0, 0, 3)), 1.0);  // a sum, and no mean
+  const auto F_T = [&](const at::Tensor& at_x) { return estimate(Forward(), shared, solver, at_x).outer_loss; };
+  EXPECT_LT(relative_error(value, differences(F_T, x)), 1e-7);
+}
+
+TEST(Forward, GivesNothingToMomentumAndDecayWhereNoStepIsTakenYet) {
+  const MlpProblem base;
+  const SharedScheduleProblem problem(base, {0.0, 0.0}, 5, 0.0, 0.0);  // where FDS begins
+  const at::Tensor value =
+      estimate(Forward(), problem, RuleSolver(std::make_unique<SgdRule>(all_learned()), {.steps = 10}), problem.initial_outer())
+          .value;
+  EXPECT_GT(value.narrow(0, 0, 2).abs().min().item<double>(), 1e-3);
+  EXPECT_EQ(value.narrow(0, 2, 2).abs().max().item<double>(), 0.0);
+}
+
+TEST(Forward, AsksForNoProductOfAWindowThatHasNotBegun) {
+  const MlpProblem base;
+  const SharedScheduleProblem problem(base, {0.2, 0.1, 0.05}, 4, 0.6, 0.01);
+  const AutodiffOracle plain(problem);
+  const CountedOracle oracle(plain);
+  const RuleSolver solver(std::make_unique<SgdRule>(all_learned()), {.steps = 12});
+  const at::Tensor x = problem.initial_outer();
+  InnerSolution solution = solver.solve(oracle, x, 0, {.y = problem.initial_inner(x, 0)}, Forward().trajectory());
+  const int64_t before = oracle.cost().hvps;
+  EstimatorInput input{oracle, solver, x, solution, {}, {}, {}};
+  Forward().estimate(input);
+  // lr of window k from step 4k + 1 on; the decay from step 1 on; the momentum from step 2 on, for the first step has none.
+  EXPECT_EQ(oracle.cost().hvps - before, (11 + 7 + 3) + 11 + 10);
 }
 
 TEST(Forward, DifferentiatesAStartThatDependsOnXUnlessItWasCarriedOver) {

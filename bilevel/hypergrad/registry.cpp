@@ -7,6 +7,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/darts.h"
+#include "bilevel/hypergrad/evograd.h"
 #include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
@@ -58,6 +59,8 @@ const std::vector<Maker>& makers() {
       {{"darts", "t1-t2 by central differences: no second derivatives"}, [](Section&) { return std::make_unique<Darts>(); }},
       {{"sama", "identity for the Hessian with the last step's rule (Adam's diagonal) kept; no second derivatives"},
        make<Sama, SamaOptions>},
+      {{"evograd", "derivative of an evolutionary step: copies of y weighed by their inner loss; no second derivatives"},
+       make<EvoGrad, EvoGradOptions>},
       {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;

@@ -23,6 +23,7 @@ const std::vector<std::pair<std::string, std::string>> kRules = {
     {"momentum", "lr = 0.05\ndampening = 0.5"},
     {"bfgs", "max_step = 0.5"},
     {"bfgs", "history = 1"},
+    {"sign", "lr = 0.7"},
     {"adam", "lr = 0.1"},
     {"adam", "lr = 0.5\nbetas = [0.5, 0.6]\namsgrad = true"},
 };

@@ -13,12 +13,14 @@
   void study_##name(StudyRun& run);                                                                                 \
   }
 
+BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
 
 namespace bilevel {
 
 const std::vector<Study>& studies() {
   static const std::vector<Study> rows = {
+      {"evograd", bilevel_study_evograd, study_evograd},
       {"fds", bilevel_study_fds, study_fds},
   };
   return rows;

@@ -222,7 +222,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     state_steps.push_back(solution.state_steps);
     inner_steps = std::max(inner_steps, solution.steps);
     if (one.q.defined()) q.push_back(one.q);
-    {
+    if (examination.metrics) {
       const at::NoGradGuard no_grad;
       for (const auto& [name, value] : problem.metrics(x, solution.y)) visit.metrics[name] += value / static_cast<double>(k);
     }
@@ -335,7 +335,9 @@ Record DoubleLoop::step(State& state, int64_t n) const {
   Record record;
   Cost cost;
   for (int64_t i = 0; i < n; ++i) {
-    const Visit here = visit(state, due(state));
+    Examination examination = due(state);
+    examination.metrics = i == 0;  // for the record
+    const Visit here = visit(state, examination);
     if (i == 0) {
       record = describe(state, here);
     } else if (failed(here.status) && !failed(record.status)) {

@@ -44,6 +44,7 @@ void read(Section& inner, DoubleLoopOptions& options);
 struct Examination {
   bool bound = false;  // an error bound, and the distance to F (hypergrad/certificate.h)
   bool check = false;  // slopes (hypergrad/spot_check.h)
+  bool metrics = true;  // the problem's own, which no step depends on
 };
 
 /// The double loop: solve the inner problem at x_k, estimate dF/dx there, move x, project, repeat.

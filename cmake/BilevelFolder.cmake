@@ -32,6 +32,19 @@ function(bilevel_folder name)
   endif()
 endfunction()
 
+# A source into which the assembler copies files: compiled again when one of them changes, and their checksum is a definition, for the
+# compiler cache does not see them.
+function(bilevel_embeds source)
+  set(checksums "")
+  foreach(file IN LISTS ARGN)
+    file(MD5 "${file}" checksum)
+    string(APPEND checksums ${checksum})
+  endforeach()
+  set_property(SOURCE "${source}" APPEND PROPERTY OBJECT_DEPENDS ${ARGN})
+  set_property(SOURCE "${source}" APPEND PROPERTY COMPILE_DEFINITIONS "BILEVEL_EMBEDDED=\"${checksums}\"")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN})
+endfunction()
+
 # The header is compiled once, with core, and used again by everything with the same flags.
 function(bilevel_precompiled_header target)
   if(target STREQUAL "bilevel_core")

@@ -2,5 +2,5 @@ target_link_libraries(bilevel_tasks PRIVATE $<BUILD_INTERFACE:deps::json>)
 set(BILEVEL_DIABETES "${folder}/data/diabetes_data_raw.csv.gz")
 set(BILEVEL_DIABETES_TARGET "${folder}/data/diabetes_target.csv.gz")
 set_source_files_properties("${folder}/diabetes.cpp" PROPERTIES
-  COMPILE_DEFINITIONS "BILEVEL_DIABETES=\"${BILEVEL_DIABETES}\";BILEVEL_DIABETES_TARGET=\"${BILEVEL_DIABETES_TARGET}\""
-  OBJECT_DEPENDS "${BILEVEL_DIABETES};${BILEVEL_DIABETES_TARGET}")
+  COMPILE_DEFINITIONS "BILEVEL_DIABETES=\"${BILEVEL_DIABETES}\";BILEVEL_DIABETES_TARGET=\"${BILEVEL_DIABETES_TARGET}\"")
+bilevel_embeds("${folder}/diabetes.cpp" "${BILEVEL_DIABETES}" "${BILEVEL_DIABETES_TARGET}")

@@ -172,7 +172,7 @@ outer = { rule = "sgd", lr = 0.1 }
   }
 }
 
-/// A quadratic with a box around x.
+/// A quadratic with a box around x, and a metric.
 class Boxed final : public Problem {
  public:
   explicit Boxed(double upper) : upper_(upper) {}
@@ -189,7 +189,12 @@ class Boxed final : public Problem {
   std::vector<Constraint> outer_constraints() const override {
     return std::vector<Constraint>(outer_layout().parts().size(), Constraint::box(-upper_, upper_));
   }
+  std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor& /*y*/) const override {
+    ++measured;
+    return {{"sum", x.sum().item<double>()}};
+  }
   bool poisoned = false;
+  mutable int measured = 0;
 
  private:
   QuadraticProblem base_;
@@ -273,6 +278,16 @@ TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {
   EXPECT_EQ(record.step, 2);
   EXPECT_TRUE(at::equal(state.tensor("x"), x));
   expect_near(state.tensor("y"), problem.solution(x), 1e-9);
+}
+
+TEST(DoubleLoop, ComputesMetricsForTheRecordAlone) {
+  const Boxed problem(1e9);
+  const Loop loop(problem, kExact);
+  State state = loop->init();
+  const double sum = state.tensor("x").sum().item<double>();
+  EXPECT_EQ(loop->step(state, 5).metrics.at("sum"), sum);
+  EXPECT_EQ(problem.measured, 1);
+  EXPECT_EQ(loop->evaluate(state).metrics.at("sum"), state.tensor("x").sum().item<double>());
 }
 
 // Batches of two out of six samples for each role: everything there can be is few enough to be enumerated.

@@ -4,8 +4,7 @@ if(NOT BILEVEL_CHART_JS)
   message(FATAL_ERROR "The file chart.min.js (Debian package libjs-chart.js) was not found; `make setup` gets it.")
 endif()
 
-set(assets "${BILEVEL_CHART_JS}" "${folder}/page.css" "${folder}/page.js")
-set_source_files_properties("${folder}/assets.cpp" PROPERTIES
-  SKIP_PRECOMPILE_HEADERS ON OBJECT_DEPENDS "${assets}" COMPILE_DEFINITIONS
+set_source_files_properties("${folder}/assets.cpp" PROPERTIES SKIP_PRECOMPILE_HEADERS ON COMPILE_DEFINITIONS
   "BILEVEL_CHART_JS=\"${BILEVEL_CHART_JS}\";BILEVEL_PAGE_CSS=\"${folder}/page.css\";BILEVEL_PAGE_JS=\"${folder}/page.js\"")
+bilevel_embeds("${folder}/assets.cpp" "${BILEVEL_CHART_JS}" "${folder}/page.css" "${folder}/page.js")
 target_link_libraries(bilevel_report PRIVATE $<BUILD_INTERFACE:deps::json> $<BUILD_INTERFACE:deps::zlib>)

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 
 import pytest
@@ -45,8 +44,7 @@ def wheel(work):
     make = f"from scikit_build_core.build import build_sdist; build_sdist({str(work)!r})"
     run(sys.executable, "-c", make, cwd=ROOT, env=os.environ)
     (archive,) = work.glob("*.tar.gz")
-    with tarfile.open(archive) as file:
-        file.extractall(work, filter="data")
+    shutil.unpack_archive(archive, work)
     sources = work / archive.name.removesuffix(".tar.gz")
     (sources / "build").mkdir()
     for name in ("venv", "deps"):

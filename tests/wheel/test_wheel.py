@@ -53,7 +53,7 @@ def wheel(work):
     torch = sources / TORCH.relative_to(ROOT) if TORCH.is_relative_to(ROOT / "build") else TORCH
     env = {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())}
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", work]
-    run(*pip, sources, "-C", "build-dir=build", "-C", f"cmake.define.LibTorch_ROOT={torch}", env=env)
+    run(*pip, sources, "--config-settings", "build-dir=build", "--config-settings", f"cmake.define.LibTorch_ROOT={torch}", env=env)
     (built,) = work.glob("*.whl")
     return built
 

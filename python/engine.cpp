@@ -257,7 +257,10 @@ PYBIND11_MODULE(_engine, m) {
              }
              return to_dict(result);
            });
-  py::class_<Parts>(m, "Parts").def(py::init<std::vector<std::vector<int64_t>>>()).def("split", &Parts::split).def("join", &Parts::join);
+  py::class_<Parts>(m, "Parts")
+      .def(py::init([](const py::object& parts) { return std::make_unique<Parts>(layout_of(parts)); }))
+      .def("split", &Parts::split)
+      .def("join", &Parts::join);
   m.def("fingerprint", &fingerprint);
   m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
     const TaskMaker make = maker(spec);

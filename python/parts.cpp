@@ -1,9 +1,11 @@
 #include "python/parts.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/strides.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <utility>
 
 #include "bilevel/core/error.h"
 
@@ -13,93 +15,68 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-struct Parts::Shapes {
-  std::vector<std::vector<int64_t>> shapes, strides;
-  std::vector<int64_t> offsets;
-  int64_t size = 0;
-
-  at::Tensor part(const at::Tensor& flat, size_t i) const {
-    return flat.as_strided(shapes[i], strides[i], flat.storage_offset() + offsets[i]);
+struct Parts::Strided : torch::CustomClassHolder {
+  explicit Strided(Layout of) : layout(std::move(of)) {
+    for (const Part& part : layout.parts()) strides.push_back(c10::contiguous_strides(at::IntArrayRef(part.shape)));
   }
+  at::Tensor part(const at::Tensor& flat, size_t i) const {
+    const Part& part = layout.parts()[i];
+    return flat.as_strided(part.shape, strides[i], flat.storage_offset() + part.offset);
+  }
+  static Held kept(AutogradContext* context) {
+    return c10::static_intrusive_pointer_cast<Strided>(context->saved_data["parts"].toCapsule());
+  }
+
+  const Layout layout;
+  std::vector<c10::DimVector> strides;
 };
-
-namespace {
-
-// What the two directions know of each other.
-struct Held : torch::CustomClassHolder {
-  explicit Held(std::shared_ptr<const void> of) : shapes(std::move(of)) {}
-  std::shared_ptr<const void> shapes;
-};
-
-void hold(AutogradContext* context, const std::shared_ptr<const void>& shapes) {
-  context->saved_data["shapes"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(shapes));
-}
-
-std::shared_ptr<const void> held(AutogradContext* context) {
-  return c10::static_intrusive_pointer_cast<Held>(context->saved_data["shapes"].toCapsule())->shapes;
-}
-
-}  // namespace
 
 struct Parts::Join : torch::autograd::Function<Join> {
-  static at::Tensor forward(AutogradContext* context, at::TensorList parts, const std::shared_ptr<const Shapes>& shapes) {
-    hold(context, shapes);
+  static at::Tensor forward(AutogradContext* context, at::TensorList parts, const Held& to) {
+    context->saved_data["parts"] = c10::IValue::make_capsule(to);
     const at::AutoDispatchBelowADInplaceOrView plain;
-    at::Tensor flat = at::empty({shapes->size}, parts[0].options());
-    for (size_t i = 0; i < parts.size(); ++i) shapes->part(flat, i).copy_(parts[i]);  // a transposed or expanded part is read once
+    at::Tensor flat = at::empty({to->layout.size()}, parts[0].options());
+    for (size_t i = 0; i < parts.size(); ++i) to->part(flat, i).copy_(parts[i]);  // a transposed or expanded part is read once
     return flat;
   }
   static variable_list backward(AutogradContext* context, variable_list bars);
 };
 
 struct Parts::Split : torch::autograd::Function<Split> {
-  static variable_list forward(AutogradContext* context, const at::Tensor& flat, const std::shared_ptr<const Shapes>& shapes) {
-    hold(context, shapes);
+  static variable_list forward(AutogradContext* context, const at::Tensor& flat, const Held& to) {
+    context->saved_data["parts"] = c10::IValue::make_capsule(to);
     const at::Tensor whole = flat.contiguous();
     std::vector<at::Tensor> parts;
-    for (size_t i = 0; i < shapes->shapes.size(); ++i) parts.push_back(shapes->part(whole, i));
+    for (size_t i = 0; i < to->strides.size(); ++i) parts.push_back(to->part(whole, i));
     return parts;
   }
   static variable_list backward(AutogradContext* context, variable_list bars) {
-    const auto shapes = std::static_pointer_cast<const Shapes>(held(context));
-    return {Join::apply(at::TensorList(bars), shapes), Variable()};
+    return {Join::apply(at::TensorList(bars), Strided::kept(context)), Variable()};
   }
 };
 
 variable_list Parts::Join::backward(AutogradContext* context, variable_list bars) {
-  const auto shapes = std::static_pointer_cast<const Shapes>(held(context));
-  variable_list parts = Split::apply(bars[0], shapes);
-  parts.emplace_back();  // of the shapes
+  variable_list parts = Split::apply(bars[0], Strided::kept(context));
+  parts.emplace_back();  // of the layout
   return parts;
 }
 
-Parts::Parts(std::vector<std::vector<int64_t>> shapes) {
-  Shapes all;
-  for (const auto& shape : shapes) {
-    std::vector<int64_t> strides(shape.size());
-    int64_t size = 1;
-    for (size_t i = shape.size(); i-- > 0; size *= shape[i]) strides[i] = size;
-    all.strides.push_back(std::move(strides));
-    all.offsets.push_back(all.size);
-    all.size += size;
-  }
-  all.shapes = std::move(shapes);
-  shapes_ = std::make_shared<const Shapes>(std::move(all));
-}
+Parts::Parts(Layout layout) : parts_(c10::make_intrusive<Strided>(std::move(layout))) {}
+Parts::~Parts() = default;
 
+// In the hot path: the messages are made only when they are needed.
 std::vector<at::Tensor> Parts::split(const at::Tensor& flat) const {
-  require(flat.dim() == 1 && flat.size(0) == shapes_->size,
-          fmt::format("Parts::split: a vector of {} elements was expected, got {}.", shapes_->size, flat.numel()));
-  return Split::apply(flat, shapes_);
+  const int64_t size = parts_->layout.size();
+  if (flat.dim() != 1 || flat.size(0) != size) throw Error(fmt::format("Parts::split: expected a vector of {} elements, got {}.", size, flat.numel()));
+  return Split::apply(flat, parts_);
 }
 
 at::Tensor Parts::join(const std::vector<at::Tensor>& parts) const {
-  require(parts.size() == shapes_->shapes.size(), fmt::format("Parts::join: {} parts were expected, got {}.", shapes_->shapes.size(), parts.size()));
-  for (size_t i = 0; i < parts.size(); ++i) {
-    require(parts[i].sizes() == shapes_->shapes[i], fmt::format("Parts::join: part {} should have shape [{}], got [{}].", i,
-                                                                fmt::join(shapes_->shapes[i], ", "), fmt::join(parts[i].sizes(), ", ")));
-  }
-  return Join::apply(at::TensorList(parts), shapes_);
+  const std::vector<Part>& wanted = parts_->layout.parts();
+  bool fits = parts.size() == wanted.size();
+  for (size_t i = 0; fits && i < parts.size(); ++i) fits = parts[i].sizes() == at::IntArrayRef(wanted[i].shape);
+  if (!fits) throw Error("Parts::join: the parts should have the shapes of the layout.");
+  return Join::apply(at::TensorList(parts), parts_);
 }
 
 }  // namespace bilevel::python

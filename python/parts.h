@@ -1,28 +1,29 @@
 #pragma once
-#include <ATen/core/Tensor.h>
+#include <c10/util/intrusive_ptr.h>
 
-#include <memory>
 #include <vector>
+
+#include "bilevel/core/layout.h"
 
 namespace bilevel::python {
 
-/// The parts of a flat vector, as one node of the graph in each direction.
+/// Layout::split and Layout::join, each as one node of the graph, as often as one differentiates.
 ///
-/// Written in torch's own operations each part is a view of a view, so that every pass through the graph of a loss dispatches twice as many
-/// operations as there are parts: for small problems that is a tenth of the time.
+/// In torch's own operations each part is a view of a view, and every pass through the graph of a loss dispatches twice as many of them as
+/// there are parts. Not for torch.func: its transformations take no node of C++.
 class Parts {
  public:
-  explicit Parts(std::vector<std::vector<int64_t>> shapes);
-  /// Views of `flat`, which has as many elements as all shapes together; differentiable as often as one likes.
+  explicit Parts(Layout layout);
+  ~Parts();
   std::vector<at::Tensor> split(const at::Tensor& flat) const;
-  /// The vector of such parts, differentiable likewise.
   at::Tensor join(const std::vector<at::Tensor>& parts) const;
 
  private:
-  struct Shapes;
+  struct Strided;
   struct Split;
   struct Join;
-  std::shared_ptr<const Shapes> shapes_;
+  using Held = c10::intrusive_ptr<Strided>;  // by the graph too
+  Held parts_;
 };
 
 }  // namespace bilevel::python

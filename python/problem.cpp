@@ -8,7 +8,6 @@
 namespace py = pybind11;
 
 namespace bilevel::python {
-namespace {
 
 Layout layout_of(const py::handle& parts) {
   Layout layout;
@@ -17,6 +16,8 @@ Layout layout_of(const py::handle& parts) {
   }
   return layout;
 }
+
+namespace {
 
 Constraint constraint_of(const py::handle& item) {
   const auto [kind, lower, upper] = item.cast<std::tuple<std::string, double, double>>();

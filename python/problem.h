@@ -5,6 +5,9 @@
 
 namespace bilevel::python {
 
+/// A layout from a list of (name, shape).
+Layout layout_of(const pybind11::handle& parts);
+
 /// A problem whose losses are Python functions.
 ///
 /// `spec` is an instance of `bilevel._problem.Problem`, which knows about dictionaries, modules and data; here all is flat. Its

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bilevel/core/standard_error.h"
 #include "bilevel/report/report.h"
 
 namespace bilevel {
@@ -69,13 +70,7 @@ double Measured::mean() const {
   return sum / static_cast<double>(values.size());
 }
 
-double Measured::standard_error() const {
-  if (values.size() < 2) return 0;
-  const double center = mean(), n = static_cast<double>(values.size());
-  double squares = 0;
-  for (const double value : values) squares += (value - center) * (value - center);
-  return std::sqrt(squares / ((n - 1) * n));
-}
+double Measured::standard_error() const { return bilevel::standard_error(values, mean()); }
 
 Judgement judge(const Claim& claim, Measured measured) {
   Judgement judgement{.claim = claim, .measured = std::move(measured)};

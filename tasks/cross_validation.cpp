@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/standard_error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/problem/linear_form.h"
 #include "tasks/gram.h"
@@ -221,12 +222,6 @@ CrossValidation::Validation CrossValidation::validate(const at::Tensor& y) const
     out.loss += share * losses.back();
     out.score += share * scores.back();
   }
-  const auto standard_error = [&](const std::vector<double>& values, double mean) {
-    double square = 0;
-    for (const double v : values) square += (v - mean) * (v - mean);
-    const auto K = static_cast<double>(values.size());
-    return K > 1 ? std::sqrt(square / (K - 1) / K) : 0.0;
-  };
   out.loss_error = standard_error(losses, out.loss);
   out.score_error = standard_error(scores, out.score);
   return out;

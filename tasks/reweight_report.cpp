@@ -1,11 +1,11 @@
 #include "tasks/reweight_report.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "bilevel/core/standard_error.h"
 #include "bilevel/report/png.h"
 #include "tasks/job.h"
 
@@ -154,11 +154,7 @@ std::vector<TableRow> mean_rows(const std::vector<ReweightResult>& results) {
       row.accuracy += values.back() / n;
       row.held_back_accuracy += one.held_back_accuracy / n;
     }
-    if (results.size() > 1) {
-      double square = 0;
-      for (const double value : values) square += (value - row.accuracy) * (value - row.accuracy);
-      row.standard_error = std::sqrt(square / (n - 1) / n);
-    }
+    if (results.size() > 1) row.standard_error = standard_error(values, row.accuracy);
     rows.push_back(std::move(row));
   }
   return rows;

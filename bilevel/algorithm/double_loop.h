@@ -42,8 +42,8 @@ void read(Section& inner, DoubleLoopOptions& options);
 
 /// How closely one hypergradient is looked at.
 struct Examination {
-  bool bound = false;  // an error bound, and the distance to F (hypergrad/certificate.h)
-  bool check = false;  // slopes (hypergrad/spot_check.h)
+  bool bound = false;   // an error bound, and the distance to F (hypergrad/certificate.h)
+  bool check = false;   // slopes (hypergrad/spot_check.h)
   bool metrics = true;  // the problem's own, which no step depends on
 };
 

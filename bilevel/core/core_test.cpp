@@ -5,6 +5,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
 #include "bilevel/core/layout.h"
+#include "bilevel/core/standard_error.h"
 #include "bilevel/core/stream.h"
 
 namespace bilevel {
@@ -73,6 +74,11 @@ TEST(SeedGuard, GivesTheGeneratorItsStateBack) {
   }
   EXPECT_TRUE(at::equal(at::randn({8}), expected));
   EXPECT_FALSE(at::equal(inside, expected));
+}
+
+TEST(StandardError, IsThatOfTheMean) {
+  EXPECT_NEAR(standard_error({1, 2, 3, 6}, 3), std::sqrt(14.0 / 12.0), 1e-15);
+  EXPECT_EQ(standard_error({2}, 2), 0);
 }
 
 TEST(Suggestion, FindsTheNearestName) {

@@ -52,8 +52,7 @@ double EvoGrad::step_size() const {
 
 at::Tensor EvoGrad::noise(Draw draw, int64_t dy) const {
   if (options_.noise == EvoGradOptions::Noise::kGaussian) return draw.normal({options_.copies, dy});
-  const SeedGuard guard(
-      draw.seed());  // LibTorch's bits: a tenth of the time of our own numbers, which counts for a small network
+  const SeedGuard guard(draw.seed());  // LibTorch's bits are drawn faster than our own numbers, which counts for a small network
   return 2 * at::randint(2, {options_.copies, dy}, at::kDouble) - 1;
 }
 

@@ -64,37 +64,36 @@ RuleOutput SgdRule::step(const RuleInput& in) const {
 RuleCotangent SgdRule::vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const {
   const at::NoGradGuard no_grad;
   const at::Tensor &lr = in.h[0], &w = in.h.back();
-  const at::Tensor G = decayed(in);
+  const bool first = in.step == 0, nesterov = options_.nesterov;
   const at::Tensor d_bar = -lr * y_bar;
+  at::Tensor b_bar;  // of b'
   RuleCotangent bar;
-  at::Tensor G_bar;
   if (!buffered_) {
-    if (!in.h_is_constant) bar.h = {hyperparameter_bar(lr, -G, y_bar)};
-    G_bar = d_bar;
+    bar.gradient = d_bar;
   } else {
-    const at::Tensor &mu = in.h[1], &tau = in.h[2], &b = in.state[0];
-    const bool first = in.step == 0, nesterov = options_.nesterov;
-    const at::Tensor b_new = first ? G : mu * b + (1 - tau) * G;
-    const at::Tensor b_bar = state_bar[0] + (nesterov ? mu * d_bar : d_bar);  // of b'
-    at::Tensor mu_bar = at::zeros_like(mu), tau_bar = at::zeros_like(tau);
-    if (nesterov && !in.h_is_constant) mu_bar = hyperparameter_bar(mu, b_new, d_bar);
-    if (first) {
-      bar.state = {at::zeros_like(b)};
-      G_bar = b_bar;
-    } else {
-      if (!in.h_is_constant) {
-        mu_bar = mu_bar + hyperparameter_bar(mu, b, b_bar);
-        tau_bar = hyperparameter_bar(tau, -G, b_bar);
-      }
-      bar.state = {mu * b_bar};
-      G_bar = (1 - tau) * b_bar;
-    }
-    if (nesterov) G_bar = G_bar + d_bar;
-    if (!in.h_is_constant) bar.h = {hyperparameter_bar(lr, nesterov ? -(G + mu * b_new) : -b_new, y_bar), mu_bar, tau_bar};
+    const at::Tensor &mu = in.h[1], &tau = in.h[2];
+    b_bar = state_bar[0] + (nesterov ? mu * d_bar : d_bar);
+    bar.state = {first ? at::zeros_like(in.state[0]) : mu * b_bar};
+    bar.gradient = first ? b_bar : (1 - tau) * b_bar;
+    if (nesterov) bar.gradient = bar.gradient + d_bar;
   }
-  if (!in.h_is_constant) bar.h.push_back(hyperparameter_bar(w, in.y, G_bar));
-  bar.y = decays() ? y_bar + w * G_bar : y_bar;
-  bar.gradient = G_bar;
+  bar.y = decays() ? y_bar + w * bar.gradient : y_bar;
+  if (in.h_is_constant) return bar;
+
+  const at::Tensor G = decayed(in), w_bar = hyperparameter_bar(w, in.y, bar.gradient);
+  if (!buffered_) {
+    bar.h = {hyperparameter_bar(lr, -G, y_bar), w_bar};
+    return bar;
+  }
+  const at::Tensor &mu = in.h[1], &tau = in.h[2], &b = in.state[0];
+  const at::Tensor b_new = first ? G : mu * b + (1 - tau) * G;
+  at::Tensor mu_bar = at::zeros_like(mu), tau_bar = at::zeros_like(tau);
+  if (nesterov) mu_bar = hyperparameter_bar(mu, b_new, d_bar);
+  if (!first) {
+    mu_bar = mu_bar + hyperparameter_bar(mu, b, b_bar);
+    tau_bar = hyperparameter_bar(tau, -G, b_bar);
+  }
+  bar.h = {hyperparameter_bar(lr, nesterov ? -(G + mu * b_new) : -b_new, y_bar), mu_bar, tau_bar, w_bar};
   return bar;
 }
 

@@ -53,7 +53,6 @@ class DistributedOracle::Shares {
 
   Share inner(const Batch& batch) const { return share(batch, inner_); }
   Share outer(const Batch& batch) const { return share(batch, outer_); }
-  bool have_samples_entries() const { return !of_samples_.empty() && processes_->size() > 1; }
   const Processes& processes() const { return *processes_; }
   const Problem& problem() const { return problem_; }
 
@@ -74,16 +73,13 @@ class DistributedOracle::Shares {
     for (size_t i = 0; i < gathered.size(); ++i) rows(x_bar, of_samples_[i]).index_copy_(-2, batch.samples, gathered[i]);
   }
 
-  /// Whether f depends on entries of single inner samples at all, which is seldom.
-  at::Tensor touched(const at::Tensor& x_bar) const {
-    at::Tensor any = at::zeros({1}, x_bar.options());
-    for (const Part& part : of_samples_) any = any + x_bar.narrow(-1, part.offset, part.size).ne(0).any();
-    return any;
-  }
-  void sum_entries_of_samples(const at::Tensor& x_bar) const {
-    Pieces pieces;
-    for (const Part& part : of_samples_) pieces.push_back(x_bar.narrow(-1, part.offset, part.size));
-    processes_->sum(pieces);
+  /// Value and gradients of f. Its ∂x seldom touches entries of single inner samples; where it does, they go in a second exchange.
+  void sum_outer(const at::Tensor& value, const at::Tensor& f_y, const at::Tensor& f_x) const {
+    if (!have_samples_entries()) return sum({value, f_y}, f_x, Entries::kOfNoSample);
+    at::Tensor touched = at::zeros({1}, f_x.options());
+    for (const Part& part : of_samples_) touched = touched + f_x.narrow(-1, part.offset, part.size).ne(0).any();
+    sum({value, f_y, touched}, f_x, Entries::kOfNoSample);
+    if (touched.item<double>() > 0) sum_entries_of_samples(f_x);
   }
 
   at::Tensor whole(const at::Tensor& x_bar) const {
@@ -98,6 +94,13 @@ class DistributedOracle::Shares {
   }
 
  private:
+  bool have_samples_entries() const { return !of_samples_.empty() && processes_->size() > 1; }
+  void sum_entries_of_samples(const at::Tensor& x_bar) const {
+    Pieces pieces;
+    for (const Part& part : of_samples_) pieces.push_back(x_bar.narrow(-1, part.offset, part.size));
+    processes_->sum(pieces);
+  }
+
   struct Slice {
     int64_t n = 0, first = 0, end = 0;  // of n samples those from `first` to before `end`
     at::Tensor own;                     // their numbers
@@ -240,10 +243,7 @@ class SharedJointPass final : public JointPass {
   double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
     const Share share = shares_->outer(batch);
     const at::Tensor f = take(share, f_y.options(), {f_y, f_x}, [&] { return own_->outer(x, y, share.batch, f_y, f_x); });
-    const bool samples = shares_->have_samples_entries();
-    const at::Tensor touched = samples ? shares_->touched(f_x) : at::Tensor{};
-    shares_->sum(samples ? Pieces{f, f_y, touched} : Pieces{f, f_y}, f_x, Entries::kOfNoSample);
-    if (samples && touched.item<double>() > 0) shares_->sum_entries_of_samples(f_x);
+    shares_->sum_outer(f, f_y, f_x);
     return f.item<double>();
   }
 
@@ -295,10 +295,7 @@ Gradients DistributedOracle::outer(const at::Tensor& x, const at::Tensor& y, con
   f.value = weighted(share, f.value, {}, y);
   f.y = weighted(share, f.y, y.sizes(), y);
   f.x = weighted(share, f.x, x.sizes(), x);
-  const bool samples = shares_->have_samples_entries();
-  const at::Tensor touched = samples ? shares_->touched(f.x) : at::Tensor{};
-  shares_->sum(samples ? Pieces{f.value, f.y, touched} : Pieces{f.value, f.y}, f.x, Entries::kOfNoSample);
-  if (samples && touched.item<double>() > 0) shares_->sum_entries_of_samples(f.x);
+  shares_->sum_outer(f.value, f.y, f.x);
   return f;
 }
 

@@ -89,7 +89,8 @@ struct RunResult {
 /// `damping` raised (×10, from 1e-3), at most `rollbacks` times; each return goes out with the next record, and says why.
 ///
 /// A checkpoint is always the state *before* the last good step, so that a resumed run can roll back as the uninterrupted one
-/// would; resuming does that step again. A LostProcess (oracle/processes.h) leaves such a checkpoint and goes on to the caller. The driver keeps its own entries in the State, under names that start with `driver.`;
+/// would; resuming does that step again. A LostProcess (oracle/processes.h) leaves such a checkpoint and goes on to the caller. The
+/// driver keeps its own entries in the State, under names that start with `driver.`;
 /// `driver.recorded` is the number of records already given out, `driver.next` the first step that may have the next one.
 class Driver {
  public:

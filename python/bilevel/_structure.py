@@ -60,7 +60,7 @@ class Structure:
                 )
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{what} should be float32 or float64, got {self.dtype}.")
-        self._engine_parts = _engine.Parts(self.shapes)
+        self._engine_parts = _engine.Parts(self.parts)
 
     @cached_property
     def start(self) -> Tensor:

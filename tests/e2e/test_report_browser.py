@@ -152,7 +152,7 @@ def test_hostile_texts_are_shown_as_they_are(browser, page, tmp_path):
 
 def test_without_javascript_the_numbers_are_there(browser, page, tmp_path):
     # --dump-dom itself needs scripts, so the page stands in a frame that may not run any, and the page around it looks inside.
-    around = """<!DOCTYPE html><iframe sandbox="allow-same-origin" width="1000" height="900" srcdoc="%s"></iframe><script>
+    around = """<!DOCTYPE html><meta charset="utf-8"><iframe sandbox="allow-same-origin" width="1000" height="900" srcdoc="%s"></iframe><script>
       addEventListener("load", () => {
         const inside = document.querySelector("iframe").contentDocument;
         const shown = (selector) => [...inside.querySelectorAll(selector)].filter((element) => element.checkVisibility()).length;

@@ -1,5 +1,9 @@
 """unroll, and differentiable argmins, fixed points and roots."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,6 +58,45 @@ def test_unroll_is_maml():
     assert total.item() == pytest.approx(0.366958823003, abs=1e-10)
     assert gradient.norm().item() == pytest.approx(2.281281106048, abs=1e-9)
     assert gradient[0].item() == pytest.approx(-0.3328063653, abs=1e-9)
+
+
+PEAK = """
+import re
+import sys
+import torch
+import bilevel
+torch.set_num_threads(1)
+a = torch.linspace(0.5, 1.5, 50_000, dtype=torch.double)
+x = torch.zeros((), dtype=torch.double, requires_grad=True)
+def train(steps, **given):
+    return bilevel.unroll("sgd", lambda x, y: (0.5 * a * x.exp() * y - 1).dot(y), torch.zeros_like(a), steps, x=x, lr=0.05, **given)
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+train(3).sum().backward()
+x.grad, before = None, peak()
+train(400, memory="checkpoints", budget=sys.argv[1]).square().sum().backward()
+print(x.grad.item(), peak() - before)
+"""
+
+
+def test_unroll_keeps_to_its_budget_of_bytes():
+    """50,000 doubles are 0.4 MB: 400 states take 160 MB, 20 checkpoints and as many steps between them 16."""
+    x = torch.zeros((), dtype=D, requires_grad=True)
+    a = torch.linspace(0.5, 1.5, 50_000, dtype=D)
+    curvature = a * x.exp()
+    ((1 - (1 - 0.05 * curvature) ** 400) / curvature).square().sum().backward()
+
+    def measured(budget):
+        # Blocks go back to the system when they are freed, so that the process's own peak is what was allocated.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run([sys.executable, "-c", PEAK, budget], env=environment, capture_output=True, text=True, timeout=300)
+        return done, [float(word) for word in done.stdout.split()]
+
+    for budget in (20e6, 60e6):
+        done, (gradient, peak) = measured(f"{budget / 1e6:.0f}MB")
+        assert gradient == pytest.approx(x.grad.item(), rel=1e-10), done.stderr
+        assert budget / 3 < peak < budget
+    done, _ = measured("1MB")
+    assert done.returncode != 0 and "is the least" in done.stderr
 
 
 def test_backward_twice_solves_again():

@@ -109,8 +109,8 @@ bool color_on_stdout() {
 }
 
 std::string version() {
-  return fmt::format("bilevel {}\ntorch {} ({} build)\nthreads {}\nSIMD {}", BILEVEL_VERSION, TORCH_VERSION,
-                     at::hasCUDA() ? "CUDA" : "CPU", at::get_num_threads(), at::get_cpu_capability());
+  return fmt::format("bilevel {}\ntorch {}\ndevices {}\nthreads {}\nSIMD {}", BILEVEL_VERSION, TORCH_VERSION,
+                     at::hasCUDA() ? "cpu, cuda" : "cpu", at::get_num_threads(), at::get_cpu_capability());
 }
 
 }  // namespace bilevel::cli

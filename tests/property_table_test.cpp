@@ -103,6 +103,11 @@ at::Tensor minus_cross(const Place& p, const at::Tensor& at_y, const at::Tensor&
 // ∂x f − Gᵀ (H + w)⁻¹ ∂y f at the y that was reached, w the weight decay as the rule's condition has it
 at::Tensor implicit_formula(const Place& p) { return minus_cross(p, p.y, at::linalg_solve(p.H, p.b)); }
 
+// The same with the curvature of ‖y − y₀‖²/(2γ), γ = ½, where y₀ is a constant.
+at::Tensor moreau_formula(const Place& p) {
+  return minus_cross(p, p.y, at::linalg_solve(p.H + 2 * at::eye(p.b.size(0), p.H.options()), p.b));
+}
+
 // η Σ_{i≤4} (I − ηH)ⁱ b: four products
 at::Tensor neumann_formula(const Place& p) {
   at::Tensor term = p.b, sum = p.b;
@@ -301,6 +306,11 @@ const std::vector<EstimatorCase>& estimator_rows() {
        .quantity = "evograd",
        .reference = evograd_formula,
        .tolerance = {.difference = 1e-11}},
+      {.name = "moreau",
+       .keys = "gamma = 0.5\nsolver = \"dense\"",
+       .quantity = "moreau",
+       .reference = moreau_formula,
+       .tolerance = kSolved},
       {.name = "zeroth-order",
        .keys = "samples = 3\nsigma = 0.05",
        .quantity = "zeroth-order",

@@ -110,6 +110,12 @@ std::vector<std::string> object_to_parts_beyond_the_inner_problem(const Problem&
   return object_to_zeros(problem, sensitivity, "implicit", "only through the way of the inner solve (its step sizes, its starting point)");
 }
 
+at::Tensor initial_inner_vjp(const Problem& problem, const at::Tensor& x, int64_t slice, const at::Tensor& y_bar) {
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor x_leaf = leaf(x);
+  return gradients(problem.initial_inner(x_leaf, slice), {x_leaf}, y_bar)[0];
+}
+
 at::Tensor inner_step_size(const EstimatorInput& in) {
   return in.solution.step_size.defined() ? in.solution.step_size : in.solver.step_size(in.oracle.problem(), in.x);
 }

@@ -11,6 +11,7 @@
 #include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
+#include "bilevel/hypergrad/moreau.h"
 #include "bilevel/hypergrad/one_step.h"
 #include "bilevel/hypergrad/sama.h"
 #include "bilevel/hypergrad/t1_t2.h"
@@ -38,6 +39,14 @@ std::unique_ptr<Estimator> make_implicit(Section& section) {
   return std::make_unique<Implicit>(std::move(linear), options, std::move(minres));
 }
 
+std::unique_ptr<Estimator> make_moreau(Section& section) {
+  MoreauOptions options;
+  read(section, options);
+  std::string solver = "cg";
+  section.read("solver", solver);
+  return std::make_unique<Moreau>(make_linear_solver(solver, section), options);
+}
+
 struct Maker {
   EstimatorRow row;
   std::function<std::unique_ptr<Estimator>(Section&)> make;
@@ -61,6 +70,7 @@ const std::vector<Maker>& makers() {
        make<Sama, SamaOptions>},
       {{"evograd", "derivative of an evolutionary step: copies of y weighed by their inner loss; no second derivatives"},
        make<EvoGrad, EvoGradOptions>},
+      {{"moreau", "the inner solve taken for a proximal step from y₀(x): its derivative by products with H at the end alone"}, make_moreau},
       {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;

@@ -23,12 +23,6 @@
 namespace bilevel {
 namespace {
 
-at::Tensor initial_inner_vjp(const Problem& problem, const at::Tensor& x, int64_t slice, const at::Tensor& y_bar) {
-  const at::AutoGradMode grad_mode(true);
-  const at::Tensor x_leaf = leaf(x);
-  return gradients(problem.initial_inner(x_leaf, slice), {x_leaf}, y_bar)[0];
-}
-
 // The derivative of F_T through all steps, which are done again from the same start, in the memory of √T states; none: they did not
 // repeat themselves.
 std::optional<Hypergradient> through_all_steps(const EstimatorInput& in, const RuleSolver& solver) {

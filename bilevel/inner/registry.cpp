@@ -15,6 +15,7 @@
 #include "bilevel/inner/newton_cg.h"
 #include "bilevel/inner/proximal_gradient.h"
 #include "bilevel/inner/rmsprop.h"
+#include "bilevel/inner/sampled.h"
 #include "bilevel/inner/sgd.h"
 
 namespace bilevel {
@@ -129,7 +130,11 @@ const std::vector<RuleRow>& rules() {
 }
 
 const std::vector<RuleRow>& inner_solvers() {
-  static const std::vector<RuleRow> rows = rows_of(solver_table());
+  static const std::vector<RuleRow> rows = [] {
+    std::vector<RuleRow> all = rows_of(solver_table());
+    all.push_back({"sampled", "one of several solvers (candidates), drawn anew for each solve"});
+    return all;
+  }();
   return rows;
 }
 
@@ -154,6 +159,19 @@ std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& 
   std::vector<std::string> kinds{"rule"};
   for (const auto& row : inner_solvers()) kinds.push_back(row.name);
   section.read_choice("solver", kind, kinds);
+  if (kind == "sampled") {
+    if (!section.is_table("candidates")) {
+      section.fail("candidates", "\"sampled\" draws one of several solvers: a table for each, [inner.candidates.NAME], would be right.");
+    }
+    Section candidates = section.section("candidates");
+    std::vector<std::unique_ptr<InnerSolver>> all;
+    for (const std::string& name : candidates.keys()) {
+      Section one = candidates.section(name);
+      all.push_back(make_inner_solver(one, problem, x, seed, batches));
+      one.finish();
+    }
+    return std::make_unique<SampledSolver>(std::move(all), seed);
+  }
   for (const auto& [row, constrained, make] : solver_table()) {
     if (row.name != kind) continue;
     if (problem.has_rule_hyperparameters()) {

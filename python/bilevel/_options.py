@@ -33,4 +33,6 @@ def _toml(value: Any, key: str) -> str:
         return repr(value)  # repr gives inf and nan as TOML has them
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item, key) for item in value) + "]"
-    raise TypeError(f"{key} should be a number, a string, true or false, or a list of them, got {type(value).__name__}.")
+    if isinstance(value, Mapping) and value:
+        return "{" + ", ".join(f"{name} = {_toml(item, f'{key}.{name}')}" for name, item in value.items()) + "}"
+    raise TypeError(f"{key} should be a number, a string, true or false, a list or a table of them, got {type(value).__name__}.")

@@ -203,6 +203,35 @@ def test_misuse_says_what_would_be_right(logistic, change, message):
         bilevel.hypergradient(**given)
 
 
+def test_a_solver_may_be_drawn_out_of_several(logistic):
+    """Of two that are the same; an unknown key in one of them is refused by name."""
+    given = (logistic.inner, logistic.outer, logistic.x, logistic.y)
+    options = {"estimator": "implicit", "iterations": 5}
+    drawn = {"solver": "sampled", "candidates": {"first": GD, "second": GD}}
+    found = bilevel.hypergradient(*given, **options, inner=drawn)
+    assert torch.equal(found.value, bilevel.hypergradient(*given, **options, inner=GD).value)
+    with pytest.raises(bilevel.Error, match="step"):
+        bilevel.hypergradient(*given, **options, inner={"solver": "sampled", "candidates": {"first": {"step": 3}}})
+
+
+def test_moreau_is_implicit_maml_where_the_solve_is_a_proximal_step():
+    """g with the distance in it, solved to the end, by `implicit` without and by `moreau` of the loss alone."""
+    a, b = torch.linspace(0.5, 2, 4, dtype=torch.double), torch.linspace(-1, 1, 4, dtype=torch.double)
+    gamma, x = 0.7, torch.linspace(0, 1, 4, dtype=torch.double)
+
+    def outer(x, y):
+        return y.cos().sum()
+
+    def loss(x, y):
+        return (a * y.square() / 2 - b * y).sum()
+
+    y = (b + x / gamma) / (a + 1 / gamma)
+    whole = bilevel.hypergradient(lambda x, y: loss(x, y) + (y - x).square().sum() / (2 * gamma), outer, x, y, solved=True)
+    moreau = bilevel.hypergradient(loss, outer, x, y, initial_inner=lambda x: x, solved=True, estimator="moreau", gamma=gamma)
+    expected = -y.sin() / (1 + gamma * a)
+    assert (whole.value - expected).norm() < 1e-8 and (moreau.value - expected).norm() < 1e-8
+
+
 def test_a_budget_of_bytes_gives_the_same(logistic):
     given = {"estimator": "unrolled", "inner": GD, "memory": "checkpoints"}
     h = bilevel.hypergradient(logistic.inner, logistic.outer, logistic.x, logistic.y, **given, budget="1MB")

@@ -103,9 +103,9 @@ at::Tensor minus_cross(const Place& p, const at::Tensor& at_y, const at::Tensor&
 // ∂x f − Gᵀ (H + w)⁻¹ ∂y f at the y that was reached, w the weight decay as the rule's condition has it
 at::Tensor implicit_formula(const Place& p) { return minus_cross(p, p.y, at::linalg_solve(p.H, p.b)); }
 
-// The same with the curvature of ‖y − y₀‖²/(2γ), γ = ½, where y₀ is a constant.
+// The same with the curvature of ‖y − y₀‖²/(2γ), γ = ½, where y₀ is a constant, and without the rule's decay.
 at::Tensor moreau_formula(const Place& p) {
-  return minus_cross(p, p.y, at::linalg_solve(p.H + 2 * at::eye(p.b.size(0), p.H.options()), p.b));
+  return minus_cross(p, p.y, at::linalg_solve(hessian(p.problem, p.x, p.y) + 2 * at::eye(p.b.size(0), p.b.options()), p.b));
 }
 
 // η Σ_{i≤4} (I − ηH)ⁱ b: four products
@@ -161,6 +161,22 @@ at::Tensor zeroth_order_formula(const Place& p) {
     sum = sum + (F_T(0.05) - F_T(-0.05)) / 0.1 * u / 3;
   }
   return sum;
+}
+
+// Three steps on g ± f/20 from y, and the derivative by x of both penalised losses at their ends.
+at::Tensor penalty_formula(const Place& p) {
+  const auto derivative = [&](double sigma) {
+    const at::AutoGradMode grad_mode(true);
+    const at::Tensor x = p.x.detach().clone().requires_grad_(true);
+    at::Tensor z = p.y.detach();
+    const auto loss = [&](const at::Tensor& at) { return p.problem.inner_loss(x, at, Batch{}) + sigma * p.problem.outer_loss(x, at, Batch{}); };
+    for (int k = 0; k < 3; ++k) {
+      z = z.detach().clone().requires_grad_(true);
+      z = (z - p.rule.lr * torch::autograd::grad({loss(z)}, {z})[0]).detach();
+    }
+    return torch::autograd::grad({loss(z)}, {x})[0];
+  };
+  return (derivative(0.05) - derivative(-0.05)) / 0.1;
 }
 
 // The merge as the paper writes it, by autograd, with the noise that the engine draws.
@@ -311,6 +327,11 @@ const std::vector<EstimatorCase>& estimator_rows() {
        .quantity = "moreau",
        .reference = moreau_formula,
        .tolerance = kSolved},
+      {.name = "penalty",
+       .keys = "lambda = 20.0\nsteps = 3",
+       .quantity = "penalty",
+       .reference = penalty_formula,
+       .tolerance = {.difference = 1e-11}},
       {.name = "zeroth-order",
        .keys = "samples = 3\nsigma = 0.05",
        .quantity = "zeroth-order",

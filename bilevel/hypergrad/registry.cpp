@@ -13,6 +13,7 @@
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/moreau.h"
 #include "bilevel/hypergrad/one_step.h"
+#include "bilevel/hypergrad/penalty.h"
 #include "bilevel/hypergrad/sama.h"
 #include "bilevel/hypergrad/t1_t2.h"
 #include "bilevel/hypergrad/unrolled.h"
@@ -71,6 +72,8 @@ const std::vector<Maker>& makers() {
       {{"evograd", "derivative of an evolutionary step: copies of y weighed by their inner loss; no second derivatives"},
        make<EvoGrad, EvoGradOptions>},
       {{"moreau", "the inner solve taken for a proximal step from y₀(x): its derivative by products with H at the end alone"}, make_moreau},
+      {{"penalty", "the value function of the inner problem with f as a penalty, by differences: first derivatives alone"},
+       make<Penalty, PenaltyOptions>},
       {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;

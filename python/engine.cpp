@@ -21,6 +21,7 @@
 #include "python/layers.h"
 #include "python/parts.h"
 #include "python/problem.h"
+#include "python/programs.h"
 #include "tasks/examine.h"
 #include "tasks/experiment.h"
 
@@ -59,7 +60,9 @@ TaskMaker maker(const py::object& spec) {
     Task made;
     made.name = "python";
     made.identity = held->attr("identity").cast<std::string>();
-    made.problem = std::make_unique<PythonProblem>(dtype == own ? *held : held->attr("in_double")());
+    const py::object problem = dtype == own ? *held : held->attr("in_double")();
+    made.problem = std::make_unique<PythonProblem>(problem);
+    made.programs = compiling_programs(problem);
     return made;
   };
 }
@@ -262,6 +265,7 @@ PYBIND11_MODULE(_engine, m) {
       .def("split", &Parts::split)
       .def("join", &Parts::join);
   m.def("fingerprint", &fingerprint);
+  m.def("compiled_for", &compiled_for);
   m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
     const TaskMaker make = maker(spec);
     const RunFront front = front_of(record);

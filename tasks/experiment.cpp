@@ -89,7 +89,10 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
   if (run.oracle == "native" && !NativeOracle::takes(problem)) {
     run_section.fail("oracle", "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
   }
-  first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle);
+  if (run.oracle == "compiled" && !task_.programs) {
+    run_section.fail("oracle", "compiled programs are there for the Python module only; use \"auto\".");
+  }
+  first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle, task_.programs);
   if (run.micro_batch > 0) micro_batches_ = std::make_unique<MicroBatchOracle>(*first_order_, run.micro_batch);
   const Oracle& own = micro_batches_ ? *micro_batches_ : *first_order_;
   if (processes_) shared_ = std::make_unique<DistributedOracle>(own, processes_);

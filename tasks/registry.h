@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bilevel/core/config.h"
+#include "bilevel/oracle/compiled.h"
 #include "bilevel/problem/dataset.h"
 #include "bilevel/problem/problem.h"
 
@@ -22,6 +23,7 @@ struct Task {
   std::unique_ptr<Problem> problem;
   std::string identity;            // what a resumed run must find again, in one line; empty: nothing to compare
   Encoding encoding;               // of the inner data, for a model that is to meet new rows
+  std::shared_ptr<const Programs> programs;  // for the compiled oracle, where the front has some
   std::vector<std::string> notes;  // what the user should know about how the data were read
 };
 

@@ -6,11 +6,12 @@
 #include <vector>
 
 #include "bilevel/core/config.h"
-#include "bilevel/oracle/compiled.h"
 #include "bilevel/problem/dataset.h"
 #include "bilevel/problem/problem.h"
 
 namespace bilevel {
+
+class Programs;
 
 /// A row of `bilevel list tasks`.
 struct TaskRow {

@@ -8,6 +8,7 @@
 #include <torch/version.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <utility>
@@ -32,36 +33,44 @@ std::string_view to_string(Derivative derivative) {
 
 using Tensors = std::vector<at::Tensor>;
 
-class CompiledOracle::Program {
- public:
-  explicit Program(CompiledProgram compiled)
-      : compiled_(std::move(compiled)), loader_(compiled_.package, "model", /*run_single_threaded=*/true) {}
+std::shared_ptr<const Program> Program::load(const std::string& package) {
+  const auto loader = [&] {
+    try {
+      return std::make_shared<torch::inductor::AOTIModelPackageLoader>(package, "model", /*run_single_threaded=*/true);
+    } catch (const std::exception& error) {
+      throw Error(
+          fmt::format("Program::load: {} is no compiled program that can be used here; remove it. ({})", package, error.what()));
+    }
+  }();
+  return std::make_shared<const Program>(package,
+                                         [loader](Tensors inputs) { return loader->boxed_run(std::move(inputs)); });
+}
 
-  Tensors operator()(const at::Tensor& direction, const at::Tensor& x, const at::Tensor& y, const Batch& batch,
-                     const Tensors& saved = {}) const {
-    Tensors inputs;
-    inputs.reserve(4 + compiled_.constants.size() + saved.size());
-    if (direction.defined()) inputs.push_back(direction.contiguous());
-    inputs.push_back(x);
-    inputs.push_back(y);
-    if (!batch.full()) inputs.push_back(batch.samples);
-    inputs.insert(inputs.end(), compiled_.constants.begin(), compiled_.constants.end());
-    inputs.insert(inputs.end(), saved.begin(), saved.end());
-    const at::NoGradGuard no_grad;
-    return loader_.boxed_run(std::move(inputs));
-  }
+namespace {
 
-  const std::string& package() const { return compiled_.package; }
+Tensors run(const CompiledProgram& compiled, const at::Tensor& direction, const at::Tensor& x, const at::Tensor& y,
+            const Batch& batch, const Tensors& saved = {}) {
+  Tensors inputs;
+  inputs.reserve(4 + compiled.constants.size() + saved.size());
+  if (direction.defined()) inputs.push_back(direction.detach().contiguous());
+  inputs.push_back(x);
+  inputs.push_back(y);
+  if (!batch.full()) inputs.push_back(batch.samples.contiguous());
+  inputs.insert(inputs.end(), compiled.constants.begin(), compiled.constants.end());
+  inputs.insert(inputs.end(), saved.begin(), saved.end());
+  const at::NoGradGuard no_grad;
+  return (*compiled.program)(std::move(inputs));
+}
 
- private:
-  const CompiledProgram compiled_;
-  mutable torch::inductor::AOTIModelPackageLoader loader_;
-};
+at::Tensor plain(const at::Tensor& point) { return point.detach().contiguous(); }
+
+}  // namespace
 
 class CompiledOracle::CompiledLinearization final : public Linearization {
  public:
-  CompiledLinearization(const CompiledOracle& oracle, const Program& program, const at::Tensor& x, const at::Tensor& y, Batch batch)
-      : oracle_(oracle), x_(x.detach().contiguous()), y_(y.detach().contiguous()), batch_(std::move(batch)), saved_(program({}, x_, y_, batch_)) {
+  CompiledLinearization(const CompiledOracle& oracle, const CompiledProgram& program, const at::Tensor& x, const at::Tensor& y,
+                        Batch batch)
+      : oracle_(oracle), x_(plain(x)), y_(plain(y)), batch_(std::move(batch)), saved_(run(program, {}, x_, y_, batch_)) {
     value_ = std::move(saved_[0]);
     residual_ = std::move(saved_[1]);
     saved_.erase(saved_.begin(), saved_.begin() + 2);
@@ -73,27 +82,27 @@ class CompiledOracle::CompiledLinearization final : public Linearization {
   at::Tensor gauss_newton(const at::Tensor& v) override { return autodiff().gauss_newton(v); }
 
   at::Tensor jvp_y(const at::Tensor& v) override {
-    const Program* hvp = find(Derivative::kHvp);
+    const CompiledProgram* hvp = find(Derivative::kHvp);
     if (!hvp) return autodiff().jvp_y(v);
-    return rowwise(v, [&](const at::Tensor& row) { return (*hvp)(row, x_, y_, batch_, saved_)[0]; });
+    return rowwise(v, [&](const at::Tensor& row) { return run(*hvp, row, x_, y_, batch_, saved_)[0]; });
   }
 
   at::Tensor jvp_x(const at::Tensor& u) override {
-    const Program* jvp_x = find(Derivative::kJvpX);
+    const CompiledProgram* jvp_x = find(Derivative::kJvpX);
     if (!jvp_x) return autodiff().jvp_x(u);
-    return rowwise(u, [&](const at::Tensor& row) { return (*jvp_x)(row, x_, y_, batch_, saved_)[0]; });
+    return rowwise(u, [&](const at::Tensor& row) { return run(*jvp_x, row, x_, y_, batch_, saved_)[0]; });
   }
 
   Vjp vjp(const at::Tensor& w) override {
-    const Program* vjp = find(Derivative::kVjp);
+    const CompiledProgram* vjp = find(Derivative::kVjp);
     if (!vjp) return autodiff().vjp(w);
     if (w.dim() == 1) {
-      Tensors both = (*vjp)(w, x_, y_, batch_, saved_);
+      Tensors both = run(*vjp, w, x_, y_, batch_, saved_);
       return {std::move(both[0]), std::move(both[1])};
     }
     Tensors ys, xs;
     for (const at::Tensor& row : w.unbind(0)) {
-      Tensors both = (*vjp)(row, x_, y_, batch_, saved_);
+      Tensors both = run(*vjp, row, x_, y_, batch_, saved_);
       ys.push_back(std::move(both[0]));
       xs.push_back(std::move(both[1]));
     }
@@ -101,7 +110,7 @@ class CompiledOracle::CompiledLinearization final : public Linearization {
   }
 
  private:
-  const Program* find(Derivative derivative) const { return oracle_.program(derivative, x_, y_, batch_); }
+  const CompiledProgram* find(Derivative derivative) const { return oracle_.program(derivative, x_, y_, batch_); }
 
   Linearization& autodiff() {
     if (!autodiff_) autodiff_ = oracle_.autodiff_.linearize_inner(x_, y_, batch_);
@@ -129,58 +138,57 @@ CompiledOracle::CompiledOracle(const Problem& problem, std::shared_ptr<const Pro
 
 CompiledOracle::~CompiledOracle() = default;
 
-const CompiledOracle::Program* CompiledOracle::program(Derivative derivative, const at::Tensor& x, const at::Tensor& y,
+const CompiledProgram* CompiledOracle::program(Derivative derivative, const at::Tensor& x, const at::Tensor& y,
                                                        const Batch& batch) const {
   const auto key = std::make_pair(derivative, batch.full() ? -1 : batch.samples.size(0));
-  auto found = loaded_.find(key);
-  if (found == loaded_.end()) {
-    std::unique_ptr<const Program> made;
-    if (auto compiled = programs_->find(derivative, x, y, batch)) {
-      made = std::make_unique<const Program>(std::move(*compiled));
-      compare(*made, derivative, x.detach(), y.detach(), batch);
-    }
-    found = loaded_.emplace(key, std::move(made)).first;
+  auto found = found_.find(key);
+  if (found == found_.end()) {
+    auto compiled = programs_->find(derivative, x, y, batch);
+    if (compiled && !compiled->program->compared) compare(*compiled, derivative, plain(x), plain(y), batch);
+    found = found_.emplace(key, std::move(compiled)).first;
   }
   if (!found->second) ++left_to_autodiff_;
-  return found->second.get();
+  return found->second ? &*found->second : nullptr;
 }
 
 namespace {
 
+// To rounding, in float of the sum of many terms; 0 may come out as such a sum.
 void require_equal(const at::Tensor& found, const at::Tensor& expected, const at::Tensor& value, const std::string& where) {
   const bool is_double = expected.scalar_type() == at::kDouble;
   const at::Tensor right = expected.to(at::kDouble), off = found.to(at::kDouble) - right;
   const double norm = right.norm().item<double>(), error = off.norm().item<double>();
   if (!std::isfinite(norm)) return;
-  const double of_zero = (is_double ? 1e-13 : 1e-5) * (1 + std::abs(value.item<double>())) * std::sqrt(static_cast<double>(off.numel()));
+  const double size = std::sqrt(static_cast<double>(off.numel()));
+  const double of_zero = (is_double ? 1e-13 : 1e-5) * (1 + std::abs(value.item<double>())) * size;
   require(error <= (is_double ? 1e-6 : 1e-2) * norm + of_zero,
-          fmt::format("CompiledOracle: {} differs from autodiff by {:.2g} of {:.2g} (2-norms). The losses give different values for the same "
-                      "(x, y, batch), or the package is not theirs: remove it, or use oracle = \"autodiff\".",
+          fmt::format("CompiledOracle: {} differs from autodiff by {:.2g} of {:.2g} (2-norms). The losses give different values for the "
+                      "same (x, y, batch), or the package is not theirs: remove it, or use oracle = \"autodiff\".",
                       where, error, norm));
 }
 
 }  // namespace
 
 // Near a solution r is a small difference of large numbers, and nothing can be told from it: hence another y.
-void CompiledOracle::compare(const Program& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y0,
+void CompiledOracle::compare(const CompiledProgram& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y0,
                              const Batch& batch) const {
   const at::Tensor y = (y0 * 1.125).contiguous();
   Tensors found, expected;
   at::Tensor value;
   if (derivative == Derivative::kGradient || derivative == Derivative::kLinearization) {
-    found = program({}, x, y, batch);
+    found = run(program, {}, x, y, batch);
     const Gradients g = autodiff_.inner(x, y, batch);
     expected = {value = g.value, g.y};
   } else if (derivative == Derivative::kOuter) {
-    found = program({}, x, y, batch);
+    found = run(program, {}, x, y, batch);
     const Gradients g = autodiff_.outer(x, y, batch);
     expected = {value = g.value, g.y, g.x};
   } else {
     const bool by_x = derivative == Derivative::kJvpX;
     const at::Tensor v = Stream(0, "compare").at(0).normal({(by_x ? x : y).size(0)}, at::kDouble).to(x.options());
-    Tensors saved = (*this->program(Derivative::kLinearization, x, y, batch))({}, x, y, batch);
+    Tensors saved = run(*this->program(Derivative::kLinearization, x, y, batch), {}, x, y, batch);
     saved.erase(saved.begin(), saved.begin() + 2);
-    found = program(v, x, y, batch, saved);
+    found = run(program, v, x, y, batch, saved);
     const auto lin = autodiff_.linearize_inner(x, y, batch);
     value = lin->value();
     if (by_x) {
@@ -192,29 +200,31 @@ void CompiledOracle::compare(const Program& program, Derivative derivative, cons
     }
   }
   for (size_t i = 0; i < expected.size(); ++i) {
-    require_equal(found[i], expected[i], value, fmt::format("result {} of the program \"{}\" in {}", i, to_string(derivative), program.package()));
+    const std::string where = fmt::format("result {} of the program \"{}\" in {}", i, to_string(derivative), program.program->name());
+    require_equal(found[i], expected[i], value, where);
   }
+  program.program->compared = true;
 }
 
 std::unique_ptr<Linearization> CompiledOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   check_point(problem(), x, y, "CompiledOracle::linearize_inner");
-  const Program* linearization = program(Derivative::kLinearization, x, y, batch);
+  const CompiledProgram* linearization = program(Derivative::kLinearization, x, y, batch);
   if (!linearization) return autodiff_.linearize_inner(x, y, batch);
   return std::make_unique<CompiledLinearization>(*this, *linearization, x, y, batch);
 }
 
 Gradients CompiledOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  const Program* gradient = program(Derivative::kGradient, x, y, batch);
+  const CompiledProgram* gradient = program(Derivative::kGradient, x, y, batch);
   if (!gradient) return autodiff_.inner(x, y, batch);
-  Tensors results = (*gradient)({}, x.detach().contiguous(), y.detach().contiguous(), batch);
+  Tensors results = run(*gradient, {}, plain(x), plain(y), batch);
   return {std::move(results[0]), std::move(results[1]), {}};
 }
 
 Gradients CompiledOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   check_point(problem(), x, y, "CompiledOracle::outer");
-  const Program* outer = program(Derivative::kOuter, x, y, batch);
+  const CompiledProgram* outer = program(Derivative::kOuter, x, y, batch);
   if (!outer) return autodiff_.outer(x, y, batch);
-  Tensors results = (*outer)({}, x.detach().contiguous(), y.detach().contiguous(), batch);
+  Tensors results = run(*outer, {}, plain(x), plain(y), batch);
   return {std::move(results[0]), std::move(results[1]), std::move(results[2])};
 }
 
@@ -243,8 +253,19 @@ size_t processor_flags() {
 
 }  // namespace
 
+std::string compiled_cache() {
+  const auto set = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
+  if (const std::string own = set("BILEVEL_CACHE"); !own.empty()) return own;
+  const std::string users = set("XDG_CACHE_HOME");
+  return (users.empty() ? set("HOME") + "/.cache" : users) + "/bilevel";
+}
+
 std::string compiled_for() {
-  return fmt::format("torch {}, {} {:016x}, {} threads", TORCH_VERSION, at::get_cpu_capability(), processor_flags(), at::get_num_threads());
+  return fmt::format("torch {}, {} {:016x}, {} threads", TORCH_VERSION, at::get_cpu_capability(), processor_flags(),
+                     at::get_num_threads());
 }
 
 }  // namespace bilevel

@@ -1,10 +1,11 @@
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bilevel/oracle/autodiff.h"
@@ -27,9 +28,26 @@ enum class Derivative {
 };
 std::string_view to_string(Derivative derivative);
 
-/// A package of AOTInductor, and the tensors that its program takes as constants.
+/// A compiled function of tensors.
+class Program {
+ public:
+  using Function = std::function<std::vector<at::Tensor>(std::vector<at::Tensor>)>;
+  Program(std::string name, Function function) : name_(std::move(name)), function_(std::move(function)) {}
+  /// From a package of AOTInductor; it takes no compiler. Throws Error where the file is none for this machine.
+  static std::shared_ptr<const Program> load(const std::string& package);
+
+  std::vector<at::Tensor> operator()(std::vector<at::Tensor> inputs) const { return function_(std::move(inputs)); }
+  const std::string& name() const { return name_; }  // the package's file
+  mutable bool compared = false;                     // with autodiff
+
+ private:
+  const std::string name_;
+  const Function function_;
+};
+
+/// A program, and the tensors that it takes as constants.
 struct CompiledProgram {
-  std::string package;  // the file
+  std::shared_ptr<const Program> program;
   std::vector<at::Tensor> constants;
 };
 
@@ -65,16 +83,18 @@ class CompiledOracle final : public Oracle {
   int64_t left_to_autodiff() const { return left_to_autodiff_; }
 
  private:
-  class Program;
   class CompiledLinearization;
-  const Program* program(Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
-  void compare(const Program& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
+  const CompiledProgram* program(Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
+  void compare(const CompiledProgram& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
 
   const AutodiffOracle autodiff_;
   const std::shared_ptr<const Programs> programs_;
-  mutable std::map<std::pair<Derivative, int64_t>, std::unique_ptr<const Program>> loaded_;  // by size of batch, −1 for all; null: none
+  mutable std::map<std::pair<Derivative, int64_t>, std::optional<CompiledProgram>> found_;  // by size of batch, −1 for all
   mutable int64_t left_to_autodiff_ = 0;
 };
+
+/// $BILEVEL_CACHE, or bilevel in the user's cache folder: where packages are kept.
+std::string compiled_cache();
 
 /// What a compiled program is bound to, besides its graph: the release of LibTorch, the processor's instructions, the threads.
 std::string compiled_for();

@@ -14,8 +14,9 @@ import hashlib
 import operator
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from . import _engine
+from ._problem import Problem
 
 aten = torch.ops.aten
 
@@ -34,21 +36,39 @@ class Losses(Protocol):
     def outer_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor: ...
 
 
+class Compiled:
+    """An oracle that keeps its compiled programs from one call to the next: ``bilevel.hypergradient(..., oracle=compiled)``.
+
+    With ``oracle="compiled"`` each call traces the losses again, which takes a second and notices whatever has changed. Here they are
+    traced once for each shape of x, y, data and batch; after that x, y, ``inner_data`` and ``outer_data`` may have other values, while
+    numbers and tensors that the losses take from elsewhere stay what they were in the first call. Use one for each pair of losses.
+    """
+
+    def __init__(self) -> None:
+        self._traced: dict[tuple[Any, ...], _Traced] = {}
+
+
 class Programs:
     """The programs of one problem, traced when first asked for and compiled unless the cache has them; read by the engine."""
 
     def __init__(self, losses: Losses) -> None:
         self._losses = losses
-        self._traced: dict[tuple[str, int], _Traced] = {}
+        kept: Optional[Compiled] = getattr(losses, "compiled", None)
+        self._traced = {} if kept is None else kept._traced
 
-    def program(self, kind: str, x: Tensor, y: Tensor, samples: Optional[Tensor]) -> tuple[str, list[Tensor]]:
-        """The package of a kind of program for batches of this size, and the tensors that it takes after x, y and the samples."""
+    def program(self, kind: str, x: Tensor, y: Tensor, samples: Optional[Tensor]) -> tuple[_engine.LoadedProgram, list[Tensor]]:
+        """A kind of program for batches of this size, and the tensors that it takes after x, y and the samples."""
+        if x.device.type != "cpu":
+            raise _engine.Error(f'oracle = "compiled": programs are compiled for the CPU, and x is on {x.device}; use oracle = "autodiff".')
         which = "outer_loss" if kind == "outer" else "inner_loss"
-        key = (which, -1 if samples is None else len(samples))
+        data: list[Tensor] = self._losses.data(which) if isinstance(self._losses, Problem) else []
+        key = (which, None if samples is None else len(samples), x.dtype, len(x), len(y), *((d.shape, d.stride(), d.dtype) for d in data))
         if key not in self._traced:
-            self._traced[key] = _trace(getattr(self._losses, which), which, x, y, samples)
+            self._traced[key] = _trace(getattr(self._losses, which), which, x, y, samples, data)
         traced = self._traced[key]
-        return str(_compiled(traced.program(kind), f"{which}, {kind}")), traced.constants
+        if kind not in traced.programs:
+            traced.programs[kind] = _engine.LoadedProgram(str(_compiled(traced.program(kind), f"{which}, {kind}")))
+        return traced.programs[kind], [c if row is None else data[row] for c, row in zip(traced.constants, traced.data_rows)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,8 @@ class _Traced:
     inputs: list[fx.Node]
     outputs: dict[str, fx.Node]
     saved: list[fx.Node]
+    data_rows: list[Optional[int]]  # which of the data a constant is; None: captured by the loss
+    programs: dict[str, _engine.LoadedProgram] = field(default_factory=dict)
 
     def program(self, kind: str) -> fx.GraphModule:
         if kind in ("gradient", "outer"):
@@ -73,7 +95,9 @@ class _Traced:
         return _extract([direction, *self.inputs, *self.saved], [self.outputs[name] for name in names])
 
 
-def _trace(loss: Callable[..., Tensor], which: str, x: Tensor, y: Tensor, samples: Optional[Tensor]) -> _Traced:
+def _trace(
+    loss: Callable[..., Tensor], which: str, x: Tensor, y: Tensor, samples: Optional[Tensor], data: Sequence[Tensor] = ()
+) -> _Traced:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     batch = [] if samples is None else [samples]
@@ -93,13 +117,11 @@ def _trace(loss: Callable[..., Tensor], which: str, x: Tensor, y: Tensor, sample
     tables = torch._decomp.core_aten_decompositions()
     try:
         traced = make_fx(derivatives, decomposition_table=tables, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-        _refuse_random_numbers(traced.graph)
+        _refuse_what_has_no_program(traced.graph, which)
         if any(_schema(node) and _schema(node).is_mutable for node in traced.graph.nodes):
             _refuse_changes_of_constants(traced.graph)
             traced = make_fx(torch.func.functionalize(traced), tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-    except _engine.Error:
-        raise
-    except Exception as error:
+    except RuntimeError as error:  # torch's own; what else a loss raises comes out as it is
         raise _engine.Error(
             f'oracle = "compiled": {which} cannot be traced: {_first_line(error)} A loss must be made of differentiable torch operations '
             f'alone, with no decision by the values of tensors and no .item(); oracle = "autodiff" takes any loss.'
@@ -113,34 +135,46 @@ def _trace(loss: Callable[..., Tensor], which: str, x: Tensor, y: Tensor, sample
     directions = dict(zip("wu", placeholders[2:4]))
     inputs = placeholders[:2] + placeholders[4:]
     saved = _saved(traced.graph, directions["w"], inputs, [outputs["hvp"], outputs["cross"]]) if inner else []
-    return _Traced(traced.graph, constants, directions, inputs, outputs, saved)
+    rows = [next((i for i, d in enumerate(data) if _is_same(c, d)), None) for c in constants]
+    return _Traced(traced.graph, constants, directions, inputs, outputs, saved, rows)
 
 
-def _gradients(
-    output: Tensor, inputs: Sequence[Tensor], cotangent: Optional[Tensor], create_graph: bool = False
-) -> list[Tensor]:
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+
+
+def _gradients(output: Tensor, inputs: Sequence[Tensor], cotangent: Optional[Tensor], create_graph: bool = False) -> list[Tensor]:
     """Zeros where the output does not depend on an input."""
     if not output.requires_grad:
         return [torch.zeros_like(i) for i in inputs]
     return list(
-        torch.autograd.grad(output, inputs, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            output, inputs, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
     )
 
 
 def _first_line(error: Exception) -> str:
-    func = getattr(error, "func", None)  # of an operation whose result depends on values
-    text = str(error).strip().split("\n", 1)[0].rstrip(".")
-    return f"{func} needs the values of tensors." if func is not None else f"{text}."
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "it decides by the value of a tensor (aten._local_scalar_dense, which is .item() or bool())."
+    return str(error).strip().split("\n", 1)[0].rstrip(".") + "."
 
 
 def _schema(node: fx.Node) -> Any:
     return getattr(node.target, "_schema", None)
 
 
-def _refuse_random_numbers(graph: fx.Graph) -> None:
+def _refuse_what_has_no_program(graph: fx.Graph, which: str) -> None:
+    reasons = {
+        torch.Tag.nondeterministic_seeded: "draws random numbers",
+        torch.Tag.data_dependent_output: "looks at the value of a tensor",
+    }
     for node in graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise _engine.Error(f'oracle = "compiled": a loss draws random numbers ({node.target}); use oracle = "autodiff".')
+        found = [reason for tag, reason in reasons.items() if tag in getattr(node.target, "tags", ())]
+        if any(isinstance(size, torch.SymInt) for size in getattr(node.meta.get("val"), "shape", ())):
+            found.append("has shapes that depend on values")
+        if found:
+            raise _engine.Error(f'oracle = "compiled": {which} {found[0]} ({node.target}); use oracle = "autodiff".')
 
 
 def _refuse_changes_of_constants(graph: fx.Graph) -> None:
@@ -219,7 +253,9 @@ _CHEAP = {
 
 
 def _is_cheap(node: fx.Node) -> bool:
-    return node.op == "call_function" and (_is_view(node) or not node.all_input_nodes or getattr(node.target, "overloadpacket", None) in _CHEAP)
+    return node.op == "call_function" and (
+        _is_view(node) or not node.all_input_nodes or getattr(node.target, "overloadpacket", None) in _CHEAP
+    )
 
 
 def _saved(graph: fx.Graph, w: fx.Node, inputs: Sequence[fx.Node], outputs: Iterable[fx.Node]) -> list[fx.Node]:
@@ -293,15 +329,9 @@ def _specification(program: fx.GraphModule) -> str:
     return "\n".join([_engine.compiled_for(), *shapes, program.code])
 
 
-def cache_folder() -> Path:
-    """$BILEVEL_CACHE, or bilevel in the user's cache folder."""
-    own = os.environ.get("BILEVEL_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilevel"
-
-
 def _compiled(program: fx.GraphModule, what: str) -> Path:
     """The package of the program in the cache, named by the hash of its specification; made where there is none."""
-    package = cache_folder() / f"{hashlib.sha256(_specification(program).encode()).hexdigest()[:32]}.pt2"
+    package = Path(_engine.compiled_cache()) / f"{hashlib.sha256(_specification(program).encode()).hexdigest()[:32]}.pt2"
     if package.exists():
         return package
     args = tuple(
@@ -312,7 +342,8 @@ def _compiled(program: fx.GraphModule, what: str) -> Path:
     with tempfile.TemporaryDirectory(dir=package.parent) as folder:
         fresh = str(Path(folder) / "program.pt2")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about itself
                 torch._inductor.aoti_compile_and_package(torch.export.export(program, args, strict=False), package_path=fresh)
         except Exception as error:
             raise _engine.Error(

@@ -30,7 +30,7 @@ CASES = {
 }
 ESTIMATORS = {
     "unroll 50": 'estimator = "unrolled"\n[outer]\nsteps = 1',
-    "CG 20": 'estimator = "implicit"\nsolver = "cg"\niterations = 20\ntolerance = 0.0\ndamping = 1.0\n[outer]\nsteps = 1',
+    "CG 20": 'estimator = "implicit"\nsolver = "cg"\niterations = 20\ntolerance = 0.0\ndamping = 1.0\nhvp_batch = {batch}\ncross_batch = {batch}\n[outer]\nsteps = 1',
 }
 
 
@@ -57,7 +57,7 @@ steps = 50
 batch = {batch}
 init = "random"
 [hypergradient]
-{"hvp_batch = " + str(batch) + chr(10) if "CG" in estimator else ""}{ESTIMATORS[estimator]}
+{ESTIMATORS[estimator].format(batch=batch)}
 """)
     return path, batch
 

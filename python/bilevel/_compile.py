@@ -114,7 +114,7 @@ def _trace(
             return value, by_y, hvp, cross, *_gradients(by_x, (y,), u)
 
     args = [x.detach(), y.detach(), torch.zeros_like(y), torch.zeros_like(x), *batch]
-    tables = torch._decomp.core_aten_decompositions()
+    tables: Any = torch._decomp.core_aten_decompositions()
     try:
         traced = make_fx(derivatives, decomposition_table=tables, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
         _refuse_what_has_no_program(traced.graph, which)

@@ -1,6 +1,10 @@
 """The compiled oracle: what is traced, how it is cut in two, and that compiled programs give what autodiff gives."""
 
+import json
+import os
 import pathlib
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -8,8 +12,11 @@ import torch.nn.functional as nnf
 
 import bilevel
 from bilevel import _compile, _engine
+from bilevel.__main__ import compile_config
 from bilevel._problem import Problem
 from bilevel._structure import Structure
+
+BINARY = os.environ.get("BILEVEL_BINARY", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "bilevel"))
 
 
 class Weighted:
@@ -207,6 +214,47 @@ def test_compiled_programs_give_what_autodiff_gives_from_the_cache_too_and_with_
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
     check(hypergradient(other, "compiled"), expected[1])
     assert sorted(cache.glob("*.pt2")) == packages
+
+
+def test_the_command_uses_what_was_compiled_for_a_configuration_and_neither_python_nor_a_compiler(monkeypatch, cache, tmp_path, capsys):
+    monkeypatch.setenv("BILEVEL_CACHE", str(cache))
+    config = tmp_path / "config.toml"
+    config.write_text("""
+        [problem]
+        model = "mlp"
+        hidden = [3]
+        dtype = "float64"
+        [problem.hyperparameters]
+        l2 = { per = "layer", init = -2.0 }
+        [data]
+        inner = { builtin = "digits", first = 0, count = 20 }
+        outer = { builtin = "digits", first = 20, count = 20 }
+        [inner]
+        lr = 0.1
+        steps = 4
+        init = "random"
+        [hypergradient]
+        estimator = "zeroth-order"
+    """)
+
+    def command(oracle, *more, code=0, folder=cache):
+        arguments = ["hypergrad", config, "--json", "--no-check", "--threads", "1", "--set", f"run.oracle={oracle}", *more]
+        done = subprocess.run(
+            [BINARY, *map(str, arguments)], env={"BILEVEL_CACHE": str(folder), "PATH": ""}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, done.stderr
+        return torch.tensor(json.loads(done.stdout)["hypergradient"]).double() if code == 0 else done.stderr
+
+    assert "python -m bilevel compile" in command("compiled", code=2)
+    assert compile_config([str(config), "--threads", "1"]) == 0
+    made = int(capsys.readouterr().out.split()[0])
+    assert made >= 1
+    found, expected = command("compiled"), command("autodiff")
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+    for listed in cache.glob("problem-*"):
+        shutil.copy(listed, tmp_path)
+    assert "no compiled program" in command("compiled", code=2, folder=tmp_path)  # so the packages were used
+    assert "have not been compiled" in command("compiled", "--set", "problem.hyperparameters.l2.init=-3.0", code=2)
 
 
 def test_losses_of_a_configuration_are_traced_like_those_of_python(monkeypatch, tmp_path):

@@ -267,27 +267,20 @@ def _saved(graph: fx.Graph, w: fx.Node, inputs: Sequence[fx.Node], outputs: Iter
         if node in needed and any(i in depends for i in node.all_input_nodes):
             depends.add(node)
             boundary.update((i, None) for i in node.all_input_nodes if i not in depends)
-    saved: dict[fx.Node, None] = {}
-
-    def require(node: fx.Node) -> None:
-        if node in inputs:
-            return
-        if _is_view(node) or not node.all_input_nodes:
-            for i in node.all_input_nodes:
-                require(i)
-        else:
-            saved[node] = None
-
-    def at_hand(node: fx.Node) -> bool:
-        return node in inputs or node in saved or (_is_cheap(node) and all(map(at_hand, node.all_input_nodes)))
-
+    wanted: set[fx.Node] = set()
     for node in boundary:
-        require(node)
-    for node in [n for n in graph.nodes if n in saved]:
-        del saved[node]
-        if not at_hand(node):
-            saved[node] = None
-    return [n for n in graph.nodes if n in saved]
+        while _is_view(node):  # of which one input is what is looked at
+            node = node.all_input_nodes[0]
+        wanted.add(node)
+    saved: list[fx.Node] = []
+    at_hand = set(inputs)
+    for node in graph.nodes:
+        if _is_cheap(node) and at_hand.issuperset(node.all_input_nodes):
+            at_hand.add(node)
+        elif node in wanted and node not in at_hand:
+            saved.append(node)
+            at_hand.add(node)
+    return saved
 
 
 def _ancestors(outputs: Iterable[fx.Node]) -> list[fx.Node]:

@@ -11,6 +11,7 @@
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/linear/registry.h"
+#include "bilevel/oracle/saved_programs.h"
 #include "bilevel/problem/fingerprint.h"
 #include "bilevel/report/doctor_report.h"
 #include "bilevel/report/explain_report.h"
@@ -21,8 +22,10 @@
 #include "python/layers.h"
 #include "python/parts.h"
 #include "python/problem.h"
+#include "python/programs.h"
 #include "tasks/examine.h"
 #include "tasks/experiment.h"
+#include "tasks/job.h"
 
 namespace py = pybind11;
 
@@ -59,9 +62,33 @@ TaskMaker maker(const py::object& spec) {
     Task made;
     made.name = "python";
     made.identity = held->attr("identity").cast<std::string>();
-    made.problem = std::make_unique<PythonProblem>(dtype == own ? *held : held->attr("in_double")());
+    const py::object problem = dtype == own ? *held : held->attr("in_double")();
+    made.problem = std::make_unique<PythonProblem>(problem);
+    made.programs = compiling_programs(problem);
     return made;
   };
+}
+
+/// Compiles what one step of the configuration's algorithm asks for, for other processes to find; how many programs.
+int64_t compile_config(const std::string& path, const std::vector<std::string>& assignments) {
+  const py::gil_scoped_release no_gil;
+  Config config = Config::load(path);
+  for (const std::string& assignment : assignments) config.set(assignment);
+  config.set("run.oracle=\"compiled\"");
+  const std::string job = job_of(config);
+  require(job.empty(), fmt::format("compile: \"{}\" is a job of several problems, which have no compiled programs.", job));
+  std::shared_ptr<const RecordedPrograms> recorded;
+  const TaskMaker make = [&](const Config& of_task, c10::Device device) {
+    Task task = make_task(of_task, device);
+    const py::gil_scoped_acquire gil;
+    const py::object losses = py::cast(ProblemLosses{task.problem.get()});
+    task.programs = recorded = std::make_shared<RecordedPrograms>(compiling_programs(losses));
+    return task;
+  };
+  const Experiment experiment(std::move(config), make);
+  State state = experiment.algorithm().init();
+  experiment.algorithm().step(state, 1);
+  return recorded->save(experiment.problem_key());
 }
 
 std::function<void(const std::string&, double)> progress_of(const py::object& tell) {
@@ -262,6 +289,15 @@ PYBIND11_MODULE(_engine, m) {
       .def("split", &Parts::split)
       .def("join", &Parts::join);
   m.def("fingerprint", &fingerprint);
+  m.def("compiled_for", &compiled_for);
+  m.def("compiled_cache", &compiled_cache);
+  m.def("compile_config", &compile_config);
+  py::class_<LoadedProgram>(m, "LoadedProgram").def(py::init([](const std::string& package) {
+    return LoadedProgram{Program::load(package)};
+  }));
+  py::class_<ProblemLosses>(m, "ProblemLosses")
+      .def("inner_loss", &ProblemLosses::inner_loss)
+      .def("outer_loss", &ProblemLosses::outer_loss);
   m.def("resume", [](const std::string& directory, const py::object& spec, const py::object& record) {
     const TaskMaker make = maker(spec);
     const RunFront front = front_of(record);

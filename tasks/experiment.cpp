@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <utility>
 
 #include "bilevel/algorithm/registry.h"
@@ -18,6 +19,7 @@
 #include "bilevel/oracle/finite_difference.h"
 #include "bilevel/oracle/micro_batch.h"
 #include "bilevel/oracle/native.h"
+#include "bilevel/oracle/saved_programs.h"
 #include "bilevel/problem/fingerprint.h"
 #include "bilevel/problem/npy.h"
 
@@ -89,7 +91,14 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
   if (run.oracle == "native" && !NativeOracle::takes(problem)) {
     run_section.fail("oracle", "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
   }
-  first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle);
+  if (run.oracle == "compiled" && !task_.programs) {
+    task_.programs = saved_programs(problem_key());
+    if (!task_.programs) {
+      run_section.fail("oracle", "programs have not been compiled for this problem, machine and number of threads; `python -m bilevel compile "
+                                 "CONFIG` with the same arguments does it once. Or use \"auto\".");
+    }
+  }
+  first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle, task_.programs);
   if (run.micro_batch > 0) micro_batches_ = std::make_unique<MicroBatchOracle>(*first_order_, run.micro_batch);
   const Oracle& own = micro_batches_ ? *micro_batches_ : *first_order_;
   if (processes_) shared_ = std::make_unique<DistributedOracle>(own, processes_);
@@ -105,6 +114,17 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
     if (section.has("batches")) section.read_path("batches", batches);
     if (!batches.empty()) identity_ += fmt::format(", {} batches {}", table, fingerprint({read_npy(batches)}));
   }
+}
+
+std::string Experiment::problem_key() const {
+  std::istringstream text(config_.text());
+  std::string key = task_.identity;
+  bool inside = false;
+  for (std::string line; std::getline(text, line);) {
+    if (line.starts_with("[")) inside = line.starts_with("[problem") || line.starts_with("[data");
+    if (inside) key += "\n" + line;
+  }
+  return key;
 }
 
 const DoubleLoop& Experiment::double_loop(const char* what) const {

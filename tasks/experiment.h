@@ -44,6 +44,8 @@ class Experiment {
   const std::string& identity() const { return identity_; }
   /// The configuration, complete with defaults and absolute paths; it repeats the run.
   std::string text() const { return config_.text(); }
+  /// What the losses depend on, in words: by this, programs that were compiled for them are found again.
+  std::string problem_key() const;
 
  private:
   Config config_;

@@ -11,6 +11,8 @@
 
 namespace bilevel {
 
+class Programs;
+
 /// A row of `bilevel list tasks`.
 struct TaskRow {
   std::string name, summary;
@@ -22,6 +24,7 @@ struct Task {
   std::unique_ptr<Problem> problem;
   std::string identity;            // what a resumed run must find again, in one line; empty: nothing to compare
   Encoding encoding;               // of the inner data, for a model that is to meet new rows
+  std::shared_ptr<const Programs> programs;  // for the compiled oracle, where the front has some
   std::vector<std::string> notes;  // what the user should know about how the data were read
 };
 

@@ -172,6 +172,7 @@ at::Tensor initial_part(const Hyperparameter& one, const Part& part, at::ScalarT
 }
 
 bool one_after_the_other(const at::Tensor& samples) {
+  if (samples.unsafeGetTensorImpl()->is_python_dispatch()) return false;  // a tracer's, which has no values
   if (!samples.is_cpu() || samples.scalar_type() != at::kLong || !samples.is_contiguous() || samples.numel() == 0) return false;
   const int64_t* const index = samples.const_data_ptr<int64_t>();
   for (int64_t i = 1; i < samples.numel(); ++i) {

@@ -78,6 +78,11 @@ def _(work, folder):
     return Cleaning(work).hypergradient("unroll", folder, estimator="unrolled")
 
 
+@variant("hypergrad", "unroll T, compiled", "mlp")
+def _(work, folder):
+    return Cleaning(work).hypergradient("unroll", folder, estimator="unrolled", oracle=bilevel.Compiled())
+
+
 @variant("hypergrad", "unroll T, checkpoints", "mlp")
 def _(work, folder):
     return Cleaning(work).hypergradient("unroll", folder, estimator="unrolled", memory="checkpoints")
@@ -136,7 +141,7 @@ class ByHand(Sinusoids):
         return self.loss(y, *self.outer_data) / self.tasks
 
 
-def meta_step(tasks):
+def meta_step(tasks, oracle="auto"):
     """The meta-gradient and Adam's step, like the peers' rows."""
 
     def once():
@@ -149,6 +154,7 @@ def meta_step(tasks):
             initial_inner=tasks.begin,
             estimator="unrolled",
             inner={"lr": tasks.s["lr"], "steps": tasks.s["steps"]},
+            oracle=oracle,
         )
         for name, p in w.items():
             p.grad = h.value[name]
@@ -166,6 +172,11 @@ def _(work, folder):
 @variant("maml", "batched by hand (bmm)", "tasks10", "tasks100")
 def _(work, folder):
     return meta_step(ByHand(work))
+
+
+@variant("maml", "batched by hand (bmm), compiled", "tasks10", "tasks100")
+def _(work, folder):
+    return meta_step(ByHand(work), bilevel.Compiled())
 
 
 # ---------------------------------------------------------------- cleaning, from start to end

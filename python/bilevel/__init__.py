@@ -20,6 +20,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _built_for.split(".")[:2]:
     )
 
 from . import _engine
+from ._compile import Compiled
 from ._engine import Error, estimators, linear_solvers, rules
 from ._examine import Diagnosis, Explanation, Forecast, Plan, Trial, doctor, explain, plan
 from ._hypergradient import Certificate, Hypergradient, hypergradient
@@ -32,6 +33,7 @@ cmake_prefix_path = str(_Path(__file__).parent)
 """For C++ projects: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import bilevel; print(bilevel.cmake_prefix_path)")``."""
 __all__ = [
     "Certificate",
+    "Compiled",
     "Diagnosis",
     "Error",
     "Explanation",

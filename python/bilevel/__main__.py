@@ -5,6 +5,7 @@ Under ``torchrun`` with several processes the module itself runs the command, wi
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -27,9 +28,31 @@ def shared() -> int:
     return _engine.command(["bilevel", *sys.argv[1:]], group.group_name)
 
 
+def compile_config(arguments: list[str]) -> int:
+    """``python -m bilevel compile CONFIG [--set key=value]… [--threads N]``: programs for ``run.oracle = "compiled"`` of the command."""
+    import torch
+
+    from bilevel import Error, _engine
+
+    parser = argparse.ArgumentParser(prog="bilevel compile", description="Compile the derivatives that a configuration asks for.")
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args(arguments)
+    try:
+        made = _engine.compile_config(given.config, [*given.set, f"run.threads={given.threads}"])
+    except Error as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f'{made} programs are in {_engine.compiled_cache()}; run.oracle = "compiled" uses them.')
+    return 0
+
+
 def main() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.exit(shared())
+    if sys.argv[1:2] == ["compile"]:
+        sys.exit(compile_config(sys.argv[2:]))
     command = Path(__file__).parent / "bin" / "bilevel"
     if not command.exists():
         sys.exit(f"bilevel: the command is missing at {command}; install the package again (pip install .).")

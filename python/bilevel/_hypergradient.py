@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
 from . import _engine
+from ._compile import Compiled
 from ._options import assignments
 from ._problem import Loss, Problem
 from ._structure import Structure, Variables
@@ -75,6 +76,7 @@ def hypergradient(
     outer_data: Any = None,
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
+    oracle: Union[str, Compiled] = "auto",
     seed: int = 0,
     bound: bool = False,
     check: bool = False,
@@ -97,6 +99,9 @@ def hypergradient(
             are drawn; all rows unless the options say otherwise.
         initial_inner: y₀ as a function of x (few-shot learning), differentiated by the unrolled estimator.
         random: the losses draw random numbers (dropout); they are then called with torch's generators seeded.
+        oracle: who differentiates the losses: "autodiff" ("auto" is the same here), "finite-difference", or "compiled": programs that
+            are compiled once and kept in a cache, for small models several times faster. A :class:`Compiled` spares calls in a loop the
+            second that finding them takes; docs/oracles.md.
         bound: work for an error bound and the distance to F, at the cost of some tens to hundreds of products.
         check: compare with slopes of F, for which the inner problem is solved again eight times.
         options: those of the estimator, the keys of [hypergradient]: ``solver="cg"``, ``iterations=20``, ``damping=0.0`` …
@@ -122,9 +127,11 @@ def hypergradient(
         random=random,
         per_element=rule.per_element if rule else None,
     )
+    if isinstance(oracle, Compiled):
+        problem.compiled, oracle = oracle, "compiled"
     if solved:
         solve = {"steps": 0, "lr": 1.0, **solve}
-    tables = {"inner": solve, "hypergradient": {"estimator": estimator, **options}, "run": {"seed": seed}}
+    tables = {"inner": solve, "hypergradient": {"estimator": estimator, **options}, "run": {"seed": seed, "oracle": oracle}}
     if initial_inner is not None:
         solve.setdefault("start", "cold")
     found = _engine.Experiment(problem, assignments(tables)).hypergradient(

@@ -61,6 +61,7 @@ class Problem:
         self.has_sample_losses = sample_losses is not None
         self.random = random
         self._saved = saved
+        self.compiled: Any = None  # a Compiled whose programs are used again
 
     @property
     def dtype(self) -> str:
@@ -88,6 +89,9 @@ class Problem:
 
     def outer_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         return self._loss(self._outer_loss, self._outer_data, x, y, samples, "outer_loss")
+
+    def data(self, which: str) -> list[Tensor]:
+        return _leaves(self._inner_data if which == "inner_loss" else self._outer_data)
 
     def _loss(self, loss: Loss, data: Any, x: Tensor, y: Tensor, samples: Optional[Tensor], what: str) -> Tensor:
         args = [self._x.seen_by_loss(x), self._y.seen_by_loss(y)]

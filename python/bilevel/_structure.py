@@ -105,7 +105,8 @@ class Structure:
         """What a loss is given for these variables."""
         if self.single:
             return flat.view(self.shapes[0])
-        parts = dict(zip(self.names, self._engine_parts.split(flat)))
+        # A tracer sees plain operations alone.
+        parts = dict(zip(self.names, self._engine_parts.split(flat))) if type(flat) is Tensor else self.split(flat)
         return parts if self.module is None else ModuleAt(self.module, parts)
 
     def like(self, flat: Tensor) -> Any:

@@ -9,6 +9,7 @@
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/evograd.h"
 #include "bilevel/hypergrad/forward.h"
+#include "bilevel/hypergrad/functional.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/one_step.h"
@@ -61,6 +62,8 @@ const std::vector<Maker>& makers() {
        make<Sama, SamaOptions>},
       {{"evograd", "derivative of an evolutionary step: copies of y weighed by their inner loss; no second derivatives"},
        make<EvoGrad, EvoGradOptions>},
+      {{"functional", "adjoint as a function of samples, a head in closed form or a network; no product with the Hessian by the weights"},
+       make<Functional, FunctionalOptions>},
       {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;
@@ -88,13 +91,14 @@ std::unique_ptr<Estimator> make_estimator(const std::string& name, Section& sect
 
 std::vector<std::string> estimator_keys() {
   std::set<std::string> keys;
-  const auto take = [&keys](const std::string& name, const std::string& solver) {
-    Section section = Config::parse(solver.empty() ? "" : fmt::format("solver = \"{}\"", solver), "keys").root();
+  const auto take = [&keys](const std::string& name, const std::string& chosen) {
+    Section section = Config::parse(chosen, "keys").root();
     make_estimator(name, section);
     for (const std::string& key : section.keys()) keys.insert(key);
   };
   for (const Maker& maker : makers()) take(maker.row.name, "");
-  for (const SolverRow& row : linear_solvers()) take("implicit", row.name);
+  for (const SolverRow& row : linear_solvers()) take("implicit", fmt::format("solver = \"{}\"", row.name));
+  take("functional", "adjoint = \"network\"");
   return {keys.begin(), keys.end()};
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _engine
 from ._options import assignments
-from ._problem import Loss, Problem
+from ._problem import Loss, Predict, Problem
 from ._structure import Structure, Variables
 from ._torch_rules import Imported, imported
 
@@ -75,6 +75,7 @@ def hypergradient(
     outer_data: Any = None,
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
     seed: int = 0,
     bound: bool = False,
     check: bool = False,
@@ -97,6 +98,8 @@ def hypergradient(
             are drawn; all rows unless the options say otherwise.
         initial_inner: y₀ as a function of x (few-shot learning), differentiated by the unrolled estimator.
         random: the losses draw random numbers (dropout); they are then called with torch's generators seeded.
+        predict: ``predict(y, batch)``, a model's outputs, for estimators that work on them ("functional", ``curvature="gauss-newton"``).
+            The losses then take the outputs in the place of y, ``loss(x, z, batch)``; inner_data and outer_data must be given.
         bound: work for an error bound and the distance to F, at the cost of some tens to hundreds of products.
         check: compare with slopes of F, for which the inner problem is solved again eight times.
         options: those of the estimator, the keys of [hypergradient]: ``solver="cg"``, ``iterations=20``, ``damping=0.0`` …
@@ -120,6 +123,7 @@ def hypergradient(
         outer_data=outer_data,
         initial_inner=initial_inner,
         random=random,
+        predict=predict,
         per_element=rule.per_element if rule else None,
     )
     if solved:

@@ -287,33 +287,46 @@ at::Tensor direction(const InstrumentProblem& problem, const at::Tensor& x, cons
   return estimator.estimate(input).value;
 }
 
+struct Steadiness {
+  double functional, exact, ten, hundred;  // smallest cosines between two dampings; parametric: solved exactly, by so many products
+};
+
+Steadiness steadiness_at(const at::Tensor& x, const InstrumentProblem& problem, const std::vector<double>& dampings) {
+  const AutodiffOracle oracle(problem);
+  const InnerSolution solved = adam(300, false)->solve(oracle, x, 0, {.y = problem.initial_inner(x, 0)}, {});
+  std::vector<at::Tensor> functional, exact, ten, hundred;
+  for (const double damping : dampings) {
+    functional.push_back(direction(problem, x, solved, *adjoint_head(damping)));
+    exact.push_back(direction(problem, x, solved, Implicit(std::make_unique<Dense>(DenseOptions{.damping = damping}))));
+    ten.push_back(direction(problem, x, solved, *parametric(10, damping)));
+    hundred.push_back(direction(problem, x, solved, *parametric(100, damping)));
+  }
+  return {smallest_cosine(functional), smallest_cosine(exact), smallest_cosine(ten), smallest_cosine(hundred)};
+}
+
 void compare_directions(StudyRun& run) {
-  const int64_t samples = run.setting<int64_t>("stability_samples");
+  const int64_t samples = run.setting<int64_t>("stability_samples"), steps = run.setting<int64_t>("steps");
   const std::vector<double> dampings = run.setting<std::vector<double>>("stability_dampings");
   const std::vector<int64_t> seeds = run.seeds();
   Table table{.title = "Smallest cosine between the hypergradients of two dampings, h over-parametrised",
-              .columns = {{"seed", true}, {"functional, head", true}, {"parametric, exact", true}, {"parametric, 10 products", true},
-                          {"parametric, 100 products", true}},
+              .columns = {{"seed", true}, {"at", false}, {"functional, head", true}, {"parametric, exact", true},
+                          {"parametric, 10 products", true}, {"parametric, 100 products", true}},
               .rows = {}};
   for (size_t i = 0; i < seeds.size(); ++i) {
     run.progress("directions", 0.6 + 0.1 * static_cast<double>(i) / static_cast<double>(seeds.size()));
     const Data data = instrument_data(samples, 100 + seeds[i], at::kDouble);
     const InstrumentProblem problem(data, network({64, 64}), network({256}), seeds[i]);
-    const AutodiffOracle oracle(problem);
-    const at::Tensor x = problem.initial_outer();
-    const InnerSolution solved = adam(300, false)->solve(oracle, x, 0, {.y = problem.initial_inner(x, 0)}, {});
-    std::vector<at::Tensor> functional, exact, ten, hundred;
-    for (const double damping : dampings) {
-      functional.push_back(direction(problem, x, solved, *adjoint_head(damping)));
-      exact.push_back(direction(problem, x, solved, Implicit(std::make_unique<Dense>(DenseOptions{.damping = damping}))));
-      ten.push_back(direction(problem, x, solved, *parametric(10, damping)));
-      hundred.push_back(direction(problem, x, solved, *parametric(100, damping)));
+    const Steadiness start = steadiness_at(problem.initial_outer(), problem, dampings);
+    const Steadiness learned = steadiness_at(regress_directly(problem, data, steps).x, problem, dampings);
+    run.measure("steady-direction", start.functional);
+    run.measure("parametric-direction", start.exact);
+    run.measure("steady-direction-at-learned-x", learned.functional);
+    run.measure("parametric-direction-at-learned-x", learned.exact);
+    for (const auto& [name, one] : {std::pair{"the start", start}, std::pair{"a learned x", learned}}) {
+      Table::Row row{{Cell(std::to_string(seeds[i])), Cell(name)}};
+      for (const double cosine : {one.functional, one.exact, one.ten, one.hundred}) row.cells.push_back(format_fixed(cosine, 4));
+      table.rows.push_back(std::move(row));
     }
-    run.measure("steady-direction", smallest_cosine(functional));
-    run.measure("parametric-direction", smallest_cosine(exact));
-    Table::Row row{{Cell(std::to_string(seeds[i]))}};
-    for (const auto* one : {&functional, &exact, &ten, &hundred}) row.cells.push_back(format_fixed(smallest_cosine(*one), 4));
-    table.rows.push_back(std::move(row));
   }
   run.show(std::move(table));
 }

@@ -43,6 +43,7 @@ PythonProblem::PythonProblem(py::object spec) : spec_(std::move(spec)) {
   has_metrics_ = spec_.attr("has_metrics").cast<bool>();
   has_sample_losses_ = spec_.attr("has_sample_losses").cast<bool>();
   random_ = spec_.attr("random").cast<bool>();
+  has_predict_ = spec_.attr("has_predict").cast<bool>();
 }
 
 PythonProblem::~PythonProblem() {
@@ -62,6 +63,25 @@ at::Tensor PythonProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, c
 
 at::Tensor PythonProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   return call("outer_loss", x, y, batch);
+}
+
+at::Tensor PythonProblem::outputs(const char* method, const at::Tensor& y, const Batch& batch) const {
+  const py::gil_scoped_acquire gil;
+  return spec_.attr(method)(y, batch.full() ? py::none() : py::cast(batch.samples)).cast<at::Tensor>();
+}
+
+at::Tensor PythonProblem::inner_outputs(const at::Tensor& y, const Batch& batch) const { return outputs("inner_outputs", y, batch); }
+
+at::Tensor PythonProblem::inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& /*y*/, const at::Tensor& z,
+                                                const Batch& batch) const {
+  return call("inner_loss_of_outputs", x, z, batch);
+}
+
+at::Tensor PythonProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return outputs("outer_outputs", y, batch); }
+
+at::Tensor PythonProblem::outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& /*y*/, const at::Tensor& z,
+                                                const Batch& batch) const {
+  return call("outer_loss_of_outputs", x, z, batch);
 }
 
 at::Tensor PythonProblem::outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

@@ -34,11 +34,20 @@ class PythonProblem : public Problem {
   bool optimality_map_is_symmetric() const override { return symmetric_; }
   bool has_outer_sample_losses() const override { return has_sample_losses_; }
   at::Tensor outer_sample_losses(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  bool has_outputs() const override { return has_predict_; }
+  at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
+  bool has_outer_outputs() const override { return has_predict_; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
   std::vector<Constraint> outer_constraints() const override { return constraints_; }
   std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor& y) const override;
 
  private:
   at::Tensor call(const char* method, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
+  at::Tensor outputs(const char* method, const at::Tensor& y, const Batch& batch) const;
 
   pybind11::object spec_;
   Layout outer_, inner_;
@@ -46,7 +55,7 @@ class PythonProblem : public Problem {
   std::vector<Constraint> constraints_;
   int64_t inner_samples_ = 0, outer_samples_ = 0;
   bool has_initial_ = false, has_rule_hyperparameters_ = false, has_optimality_ = false, symmetric_ = false, has_metrics_ = false,
-       has_sample_losses_ = false, random_ = false;
+       has_sample_losses_ = false, random_ = false, has_predict_ = false;
 };
 
 }  // namespace bilevel::python

@@ -15,6 +15,7 @@
 
 BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
+BILEVEL_STUDY(funcid)
 BILEVEL_STUDY(resalign)
 
 namespace bilevel {
@@ -23,6 +24,7 @@ const std::vector<Study>& studies() {
   static const std::vector<Study> rows = {
       {"evograd", bilevel_study_evograd, study_evograd},
       {"fds", bilevel_study_fds, study_fds},
+      {"funcid", bilevel_study_funcid, study_funcid},
       {"resalign", bilevel_study_resalign, study_resalign},
   };
   return rows;

@@ -536,6 +536,27 @@ at::Tensor SupervisedProblem::inner_loss(const at::Tensor& x, const at::Tensor& 
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
+at::Tensor SupervisedProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return logits(outer_, y, batch); }
+
+at::Tensor SupervisedProblem::outer_loss_of_outputs(const at::Tensor&, const at::Tensor&, const at::Tensor& outputs,
+                                                    const Batch& batch) const {
+  return losses(outer_, outputs, batch).mean();
+}
+
+std::optional<Problem::OutputLayer> SupervisedProblem::output_layer() const {
+  const Model::Layer& last = model_->layers().back();
+  const auto name = [&](int64_t part) { return part < 0 ? std::string() : inner_layout().parts()[static_cast<size_t>(part)].name; };
+  return OutputLayer{name(last.weight), name(last.bias)};
+}
+
+at::Tensor SupervisedProblem::inner_features(const at::Tensor& y, const Batch& batch) const {
+  return model_->features(y, gather(inner_.features, batch, 0));
+}
+
+at::Tensor SupervisedProblem::outer_features(const at::Tensor& y, const Batch& batch) const {
+  return model_->features(y, gather(outer_.features, batch, 0));
+}
+
 at::Tensor SupervisedProblem::outer_sample_losses(const at::Tensor&, const at::Tensor& y, const Batch& batch) const {
   return losses(outer_, logits(outer_, y, batch), batch);
 }

@@ -115,6 +115,14 @@ class SupervisedProblem : public Problem {
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
 
+  bool has_outer_outputs() const override { return true; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
+  std::optional<OutputLayer> output_layer() const override;
+  at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
+
   /// Of a linear model, for the native oracle.
   const LinearForm* inner_linear_form() const override { return inner_form_.get(); }
   const LinearForm* outer_linear_form() const override { return outer_form_.get(); }

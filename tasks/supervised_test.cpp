@@ -303,6 +303,25 @@ TEST(Supervised, OutputsComposeToTheLoss) {
     const at::Tensor z = problem.inner_outputs(y, one);
     EXPECT_EQ(z.size(0), kC);
     EXPECT_EQ(number(problem.inner_loss_of_outputs(x, y, z, one)), number(problem.inner_loss(x, y, one)));
+    EXPECT_EQ(number(problem.outer_loss_of_outputs(x, y, problem.outer_outputs(y, one), one)), number(problem.outer_loss(x, y, one)));
+  }
+}
+
+TEST(Supervised, OutputsAreLinearInTheLastLayer) {
+  for (const ModelOptions& model : {ModelOptions{}, ModelOptions{.kind = "mlp", .hidden = {5, 4}}, ModelOptions{.bias = false}}) {
+    SupervisedOptions options = options_with({{.kind = Kind::kSampleWeight}});
+    options.model = model;
+    const SupervisedProblem problem(options, random_data());
+    const auto [x, y] = random_point(problem);
+    const at::Tensor last = y.index_select(0, output_layer_positions(problem));
+    Batch batch;
+    batch.samples = at::tensor({1, 5}, at::kLong);
+    const at::Tensor phi = problem.inner_features(y, batch);
+    at::Tensor z = last.narrow(0, 0, kC * phi.size(0)).view({kC, -1}).mm(phi);
+    EXPECT_EQ(problem.output_layer()->bias.empty(), !model.bias);
+    if (model.bias) z = z + last.narrow(0, kC * phi.size(0), kC).unsqueeze(1);
+    EXPECT_TRUE(at::allclose(z, problem.inner_outputs(y, batch), 1e-12, 1e-12));
+    EXPECT_EQ(problem.outer_features(y, {}).size(1), problem.outer_samples());
   }
 }
 

@@ -61,6 +61,7 @@ Hypergradient mean_of_draws(std::vector<Hypergradient> draws) {
 }
 
 std::string state_slot(int64_t j) { return fmt::format("inner.state.{}", j); }
+std::string memory_slot(int64_t j) { return fmt::format("estimator.{}", j); }
 
 }  // namespace
 
@@ -144,7 +145,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
   Visit visit;
   Hypergradient& mean = visit.mean;
   Tensors y, q;
-  std::vector<Tensors> rule_states;
+  std::vector<Tensors> rule_states, memories;
   std::vector<int64_t> state_steps;
   int64_t inner_steps = 0;
   // A spot check goes back to all of them.
@@ -192,6 +193,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       input.cold_start = !warm;
       input.start = start;
       input.bound = examination.bound && n == 1;
+      for (int64_t j = 0; state.has(memory_slot(j)); ++j) input.memory.push_back(slice_of(state.tensor(memory_slot(j)), s, k));
       Hypergradient found = estimator_->estimate(input);
       if (draw == 0) inputs.push_back(std::move(given));
       return found;
@@ -222,6 +224,10 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     state_steps.push_back(solution.state_steps);
     inner_steps = std::max(inner_steps, solution.steps);
     if (one.q.defined()) q.push_back(one.q);
+    for (size_t j = 0; j < one.memory.size(); ++j) {
+      if (memories.size() <= j) memories.emplace_back();
+      memories[j].push_back(one.memory[j]);
+    }
     if (examination.metrics) {
       const at::NoGradGuard no_grad;
       for (const auto& [name, value] : problem.metrics(x, solution.y)) visit.metrics[name] += value / static_cast<double>(k);
@@ -255,6 +261,9 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       mean.certificate.curvature.reset();
     }
     worst(mean.certificate.distance_to_F, one.certificate.distance_to_F);
+    if (mean.certificate.adjoint_cosine && one.certificate.adjoint_cosine) {
+      mean.certificate.adjoint_cosine = std::min(*mean.certificate.adjoint_cosine, *one.certificate.adjoint_cosine);
+    }
     std::optional<double>& error = mean.certificate.standard_error;
     if (error && one.certificate.standard_error) {
       *error += *one.certificate.standard_error;  // of the sum at most, for the inner problems may share their batches
@@ -276,6 +285,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
 
   state.set("y", entry_of(y));
   if (mean.q.defined()) state.set("q", mean.q);
+  for (size_t j = 0; j < memories.size(); ++j) state.set(memory_slot(static_cast<int64_t>(j)), entry_of(memories[j]));
   if (options_.carry_rule_state) {
     for (size_t j = 0; j < rule_states.front().size(); ++j) {
       Tensors slot;

@@ -268,6 +268,60 @@ outer = { rule = "adam", lr = 0.1 }
   EXPECT_FALSE(at::equal(fresh.tensor("x"), whole.tensor("x")));
 }
 
+TEST(DoubleLoop, KeepsWhatAnEstimatorWantsToRememberInTheState) {
+  const LogisticWeightsProblem problem;
+  const Loop loop(problem, R"(
+inner = { rule = "sgd", lr = 0.5, steps = 4 }
+hypergradient = { estimator = "functional", adjoint = "network", adjoint_steps = 3, adjoint_lr = 0.1 }
+outer = { rule = "adam", lr = 0.1 }
+)");
+  State whole = loop->init();
+  loop->step(whole, 3);
+  EXPECT_EQ(whole.tensor("estimator.3").item<int64_t>(), 9);
+  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-memory-{}", getpid())).string();
+  save_state(whole, path);
+  State resumed = load_state(path), forgetful = load_state(path);
+  std::filesystem::remove(path);
+  for (const char* entry : {"estimator.0", "estimator.1", "estimator.2", "estimator.3"}) forgetful.erase(entry);
+  for (State* state : {&whole, &resumed, &forgetful}) loop->step(*state, 3);
+  for (const auto& [name, value] : whole.values()) {
+    const auto* tensor = std::get_if<at::Tensor>(&value);
+    EXPECT_TRUE(!tensor || at::equal(*tensor, resumed.tensor(name))) << name;
+  }
+  EXPECT_GT((forgetful.tensor("x") - whole.tensor("x")).norm().item<double>(), 1e-3);
+}
+
+/// Remembers, for each inner problem apart, its slice and how often it was asked.
+class Remembering final : public Estimator {
+ public:
+  std::string_view name() const override { return "remembering"; }
+  std::vector<std::string> objections(const Problem&, const InnerSolver&) const override { return {}; }
+  Hypergradient estimate(const EstimatorInput& in) const override {
+    const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
+    Hypergradient h;
+    h.value = h.direct = outer.x;
+    const at::Tensor before = in.memory.empty() ? at::zeros({2}, at::kLong) : in.memory[0];
+    h.memory = {at::stack({at::full({}, in.outer_batch.slice, at::kLong), before[1] + 1})};
+    return h;
+  }
+};
+
+TEST(DoubleLoop, RemembersForEachInnerProblemApart) {
+  const SinusoidMamlProblem problem;
+  const Loop made(problem, R"(
+inner = { rule = "sgd", lr = 0.01, steps = 1, start = "cold" }
+hypergradient = { estimator = "unrolled" }
+outer = { rule = "sgd", lr = 0.1 }
+)");
+  Section section = Config::parse("lr = 0.1", "test").root();
+  const auto solver = std::shared_ptr<const InnerSolver>(&made->solver(), [](const InnerSolver*) {});
+  const DoubleLoop loop(made.oracle, solver, std::make_shared<Remembering>(), make_outer_optimizer("sgd", section),
+                        {.start = Start::kCold});
+  State state = loop.init();
+  loop.step(state, 5);
+  EXPECT_TRUE(at::equal(state.tensor("estimator.0"), at::stack({at::arange(4, at::kLong), at::full({4}, 5, at::kLong)}, 1)));
+}
+
 TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {
   const QuadraticProblem problem;
   const Loop loop(problem, kExact);

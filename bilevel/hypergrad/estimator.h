@@ -37,6 +37,7 @@ struct Certificate {
   std::string bound_reason;                 // one sentence: what the bound rests on, or why there is none ("No bound: …")
   std::optional<double> curvature;          // μ > 0 with ∂y r ⪰ μ I, that the bound rests on
   std::optional<double> standard_error;     // of a stochastic estimator's value, 2-norm
+  std::optional<double> adjoint_cosine;     // of a trained adjoint function with one in closed form, where both were made
   std::optional<double> distance_to_F;      // an estimate of ‖value − ∇F(x)‖₂, not a bound
   std::optional<SpotCheck> spot_check;      // where one was made
 };
@@ -46,6 +47,7 @@ struct Hypergradient {
   at::Tensor value;                       // [dx]
   at::Tensor direct;                      // ∂x f [dx]; value − direct is the implicit part
   at::Tensor q;                           // ≈ +H⁻¹∂y f [dy] where the estimator has one; warm-starts the next solve
+  Tensors memory;                         // what the estimator wants to be given at the next outer step, of the same shapes each time
   double inner_loss = 0, outer_loss = 0;  // at the y that was reached
   Grade grade = Grade::kOk;
   std::string message;  // one sentence
@@ -68,6 +70,7 @@ struct EstimatorInput {
   InnerStart start = {};   // where the solve began: estimators that solve again begin there
   std::optional<Batch> hvp_batch = {};    // of the products with ∂y r in a linear solve; none: inner_batch
   std::optional<Batch> cross_batch = {};  // of the product with ∂x r; none: inner_batch
+  Tensors memory = {};                    // Hypergradient::memory of the outer step before; empty: none yet
 
   const Batch& batch_of_hvps() const { return hvp_batch ? *hvp_batch : inner_batch; }
   const Batch& batch_of_cross_product() const { return cross_batch ? *cross_batch : inner_batch; }

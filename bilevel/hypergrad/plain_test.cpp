@@ -192,8 +192,13 @@ void expect_nothing_else_gives(const at::Tensor& expected, const std::string& ow
   for (const EstimatorRow& row : estimators()) {
     const auto through_all_steps = [](const std::string& name) { return name == "unrolled" || name == "forward"; };
     if (row.name == own || (through_all_steps(row.name) && through_all_steps(own))) continue;
+    const auto at_the_optimum = [](const std::string& name) { return name == "implicit" || name == "functional"; };
+    const bool linear = problem.output_layer() && output_layer_positions(problem).size(0) == problem.inner_layout().size();
+    if (linear && at_the_optimum(row.name) && at_the_optimum(own)) continue;
     Section section = Config::parse("", "test.toml").root();
-    const Hypergradient other = estimate(*make_estimator(row.name, section), problem, solver, x);
+    const auto estimator = make_estimator(row.name, section);
+    if (row.name == "functional" && !estimator->objections(problem, solver).empty()) continue;
+    const Hypergradient other = estimate(*estimator, problem, solver, x);
     EXPECT_GT(relative_error(other.value, expected), distance) << own << " and " << row.name;
     EXPECT_GT(relative_error(other.direct, expected), distance) << own << " and the direct term";
   }

@@ -9,6 +9,7 @@
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/evograd.h"
 #include "bilevel/hypergrad/forward.h"
+#include "bilevel/hypergrad/functional.h"
 #include "bilevel/hypergrad/identity.h"
 #include "bilevel/hypergrad/implicit.h"
 #include "bilevel/hypergrad/moreau.h"
@@ -74,6 +75,8 @@ const std::vector<Maker>& makers() {
       {{"moreau", "the inner solve taken for a proximal step from y₀(x): its derivative by products with H at the end alone"}, make_moreau},
       {{"penalty", "the value function of the inner problem with f as a penalty, by differences: first derivatives alone"},
        make<Penalty, PenaltyOptions>},
+      {{"functional", "adjoint as a function of samples, a head in closed form or a network; no product with the Hessian by the weights"},
+       make<Functional, FunctionalOptions>},
       {{"zeroth-order", "values of F_T alone: antithetic Gaussian differences around x"}, make<ZerothOrder, ZerothOrderOptions>},
   };
   return all;
@@ -101,13 +104,14 @@ std::unique_ptr<Estimator> make_estimator(const std::string& name, Section& sect
 
 std::vector<std::string> estimator_keys() {
   std::set<std::string> keys;
-  const auto take = [&keys](const std::string& name, const std::string& solver) {
-    Section section = Config::parse(solver.empty() ? "" : fmt::format("solver = \"{}\"", solver), "keys").root();
+  const auto take = [&keys](const std::string& name, const std::string& chosen) {
+    Section section = Config::parse(chosen, "keys").root();
     make_estimator(name, section);
     for (const std::string& key : section.keys()) keys.insert(key);
   };
   for (const Maker& maker : makers()) take(maker.row.name, "");
-  for (const SolverRow& row : linear_solvers()) take("implicit", row.name);
+  for (const SolverRow& row : linear_solvers()) take("implicit", fmt::format("solver = \"{}\"", row.name));
+  take("functional", "adjoint = \"network\"");
   return {keys.begin(), keys.end()};
 }
 

@@ -21,6 +21,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
 #include "bilevel/oracle/autograd.h"
+#include "bilevel/oracle/output_space.h"
 
 namespace bilevel {
 namespace {
@@ -177,6 +178,11 @@ class MapLinearization final : public AutodiffLinearization {
 };
 
 }  // namespace
+
+std::unique_ptr<OutputSpace> AutodiffOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                          const OutputSamples& samples) const {
+  return autodiff_output_space(problem(), x, y, samples);
+}
 
 std::unique_ptr<Linearization> AutodiffOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                                const Batch& batch) const {

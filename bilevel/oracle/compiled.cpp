@@ -16,6 +16,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/oracle/autograd.h"
+#include "bilevel/oracle/output_space.h"
 
 namespace bilevel {
 
@@ -238,6 +239,10 @@ at::Tensor CompiledOracle::inner_value(const at::Tensor& x, const at::Tensor& y,
 
 at::Tensor CompiledOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   return autodiff_.outer_value(x, y, batch);
+}
+
+std::unique_ptr<OutputSpace> CompiledOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+  return autodiff_.output_space(x, y, samples);
 }
 
 namespace {

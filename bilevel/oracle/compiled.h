@@ -78,6 +78,7 @@ class CompiledOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
 
   /// Gradients, linearizations and products that had no program.
   int64_t left_to_autodiff() const { return left_to_autodiff_; }

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "bilevel/oracle/output_space.h"
+
 namespace bilevel {
 namespace {
 
@@ -69,7 +71,44 @@ class CountedJointPass final : public JointPass {
   const std::shared_ptr<CountedOracle::Meter> meter_;
 };
 
+class CountedOutputSpace final : public OutputSpace {
+ public:
+  CountedOutputSpace(std::unique_ptr<OutputSpace> space, std::shared_ptr<CountedOracle::Meter> meter)
+      : space_(std::move(space)), meter_(std::move(meter)) {}
+
+  Gradients adjoint_loss(const at::Tensor& w) override {
+    meter_->add(&Cost::gradients, 2);
+    return space_->adjoint_loss(w);
+  }
+  at::Tensor cross(const at::Tensor& w) override {
+    meter_->add(&Cost::forwards);
+    meter_->add(&Cost::cross_products);
+    return space_->cross(w);
+  }
+  Quadratic head() override {
+    meter_->add(&Cost::forwards, 2);
+    return space_->head();
+  }
+  at::Tensor head_cross(const at::Tensor& v) override {
+    meter_->add(&Cost::cross_products);
+    return space_->head_cross(v);
+  }
+  at::Tensor compare(const at::Tensor& w, const at::Tensor& v) override {
+    meter_->add(&Cost::forwards);
+    return space_->compare(w, v);
+  }
+
+ private:
+  const std::unique_ptr<OutputSpace> space_;
+  const std::shared_ptr<CountedOracle::Meter> meter_;
+};
+
 }  // namespace
+
+std::unique_ptr<OutputSpace> CountedOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+  meter_->add(&Cost::forwards, 2);
+  return std::make_unique<CountedOutputSpace>(oracle_.output_space(x, y, samples), meter_);
+}
 
 std::unique_ptr<JointPass> CountedOracle::joint_pass() const {
   return std::make_unique<CountedJointPass>(oracle_.joint_pass(), meter_);

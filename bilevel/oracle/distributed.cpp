@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bilevel/core/error.h"
+#include "bilevel/oracle/output_space.h"
 
 namespace bilevel {
 namespace {
@@ -225,6 +226,41 @@ class SharedLinearization final : public Linearization {
   Gradients point_;  // value and residual, once they have been asked for
 };
 
+class SharedOutputSpace final : public OutputSpace {
+ public:
+  SharedOutputSpace(std::shared_ptr<const Shares> shares, std::unique_ptr<OutputSpace> own, Batch inner)
+      : shares_(std::move(shares)), own_(std::move(own)), inner_(std::move(inner)) {}
+
+  Gradients adjoint_loss(const at::Tensor& w) override {
+    const Gradients own = own_->adjoint_loss(w);
+    shares_->sum({own.value, own.y});
+    return own;
+  }
+  at::Tensor cross(const at::Tensor& w) override { return summed_x(own_->cross(w)); }
+  Quadratic head() override {
+    const Quadratic own = own_->head();
+    const Quadratic sum{own.matrix.contiguous(), own.linear.contiguous()};
+    shares_->sum({sum.matrix, sum.linear});
+    return sum;
+  }
+  at::Tensor head_cross(const at::Tensor& v) override { return summed_x(own_->head_cross(v)); }
+  at::Tensor compare(const at::Tensor& w, const at::Tensor& v) override {
+    const at::Tensor own = own_->compare(w, v);
+    shares_->sum({own});
+    return own;
+  }
+
+ private:
+  at::Tensor summed_x(at::Tensor x_bar) const {
+    shares_->sum({}, x_bar, Entries::kOfBatch, inner_);
+    return x_bar;
+  }
+
+  const std::shared_ptr<const Shares> shares_;
+  const std::unique_ptr<OutputSpace> own_;
+  const Batch inner_;
+};
+
 /// Sums up in the caller's tensors what the oracle's own pass has written there.
 class SharedJointPass final : public JointPass {
  public:
@@ -318,6 +354,13 @@ at::Tensor DistributedOracle::outer_value(const at::Tensor& x, const at::Tensor&
   const at::Tensor f = weighted(share, [&] { return oracle_.outer_value(x, y, share.batch); }, {}, y);
   shares_->sum({f});
   return f;
+}
+
+std::unique_ptr<OutputSpace> DistributedOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                             const OutputSamples& samples) const {
+  const Share inner = shares_->inner(samples.inner), outer = shares_->outer(samples.outer);
+  const OutputSamples own{inner.batch, outer.batch, samples.inner_weight * inner.weight, samples.outer_weight * outer.weight};
+  return std::make_unique<SharedOutputSpace>(shares_, oracle_.output_space(x, y, own), samples.inner);
 }
 
 std::unique_ptr<JointPass> DistributedOracle::joint_pass() const {

@@ -33,6 +33,7 @@ class DistributedOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
   /// One exchange for all that a pass gives.
   std::unique_ptr<JointPass> joint_pass() const override;
   at::Tensor whole(const at::Tensor& x_bar) const override;

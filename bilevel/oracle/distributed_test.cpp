@@ -17,6 +17,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/counted.h"
 #include "bilevel/oracle/native.h"
+#include "bilevel/oracle/output_space.h"
 #include "bilevel/problem/linear_form.h"
 #include "bilevel/problem/test_problems.h"
 
@@ -112,6 +113,14 @@ class Marked final : public Problem {
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z, const Batch& b) const override {
     return base_.inner_loss_of_outputs(x, y, z, b);
   }
+  bool has_outer_outputs() const override { return true; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& b) const override { return base_.outer_outputs(y, b); }
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z, const Batch& b) const override {
+    return base_.outer_loss_of_outputs(x, y, z, b);
+  }
+  std::optional<OutputLayer> output_layer() const override { return base_.output_layer(); }
+  at::Tensor inner_features(const at::Tensor& y, const Batch& b) const override { return base_.inner_features(y, b); }
+  at::Tensor outer_features(const at::Tensor& y, const Batch& b) const override { return base_.outer_features(y, b); }
   std::vector<std::string> outer_parts_of_samples() const override { return {base_.outer_layout().parts().front().name}; }
 
  private:
@@ -171,6 +180,20 @@ void expect_same_everywhere(const Oracle& shared, const Oracle& whole, const Bat
   EXPECT_TRUE(at::allclose(f_x_too, f_x, 1e-12, 1e-14)) << "∂x f of a joint pass";
 }
 
+void expect_same_output_space(const Oracle& shared, const Oracle& whole, const Batch& inner, const Batch& outer) {
+  const Point at(whole.problem());
+  const OutputSamples samples{.inner = inner, .outer = outer};
+  const auto a = shared.output_space(at.x, at.y, samples), b = whole.output_space(at.x, at.y, samples);
+  const at::Tensor w = at.v[0], v = w.index_select(0, output_layer_positions(whole.problem()));
+  expect_same(a->adjoint_loss(w).value, b->adjoint_loss(w).value, "loss of an adjoint");
+  expect_same(a->adjoint_loss(w).y, b->adjoint_loss(w).y, "its gradient");
+  expect_same(a->cross(w), b->cross(w), "cross term of an adjoint");
+  expect_same(a->head().matrix, b->head().matrix, "matrix of the head");
+  expect_same(a->head().linear, b->head().linear, "linear term of the head");
+  expect_same(a->head_cross(v), b->head_cross(v), "cross term of a head");
+  expect_same(a->compare(w, v), b->compare(w, v), "sums of products");
+}
+
 TEST(DistributedOracle, GivesOneProcesssNumbersForAnyNumberOfProcessesAndAnyBatch) {
   const RidgeProblem ridge;
   const LogisticWeightsProblem logistic;
@@ -189,6 +212,10 @@ TEST(DistributedOracle, GivesOneProcesssNumbersForAnyNumberOfProcessesAndAnyBatc
         expect_same_everywhere(shared, whole, {}, {});
         expect_same_everywhere(shared, whole, some, few);
         expect_same_everywhere(shared, whole, few, some);
+        if (problem == &ridge) return;  // of which a network's adjoint owes nothing to x
+        expect_same_output_space(shared, whole, {}, {});
+        expect_same_output_space(shared, whole, some, few);
+        expect_same_output_space(shared, whole, few, some);
       });
     }
   }

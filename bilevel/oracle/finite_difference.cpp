@@ -11,6 +11,7 @@
 #include <ATen/ATen.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/oracle/output_space.h"
 
 namespace bilevel {
 namespace {
@@ -80,6 +81,11 @@ std::unique_ptr<Linearization> FiniteDifferenceOracle::linearize_inner(const at:
                                                                        const Batch& batch) const {
   check_point(problem(), x, y, "FiniteDifferenceOracle::linearize_inner");
   return std::make_unique<DifferenceLinearization>(first_order_, x, y, batch);
+}
+
+std::unique_ptr<OutputSpace> FiniteDifferenceOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                                  const OutputSamples& samples) const {
+  return first_order_.output_space(x, y, samples);
 }
 
 }  // namespace bilevel

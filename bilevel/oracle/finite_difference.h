@@ -28,6 +28,8 @@ class FiniteDifferenceOracle final : public Oracle {
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
     return first_order_.outer_value(x, y, b);
   }
+  /// That of the oracle it stands on: its second derivatives are those of the loss by the outputs.
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
 
  private:
   const std::unique_ptr<const Oracle> owned_;  // or null

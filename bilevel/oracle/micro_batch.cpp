@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bilevel/core/error.h"
+#include "bilevel/oracle/output_space.h"
 
 namespace bilevel {
 namespace {
@@ -119,6 +120,21 @@ Gradients MicroBatchOracle::outer(const at::Tensor& x, const at::Tensor& y, cons
   const auto parts = parts_of(batch, problem().outer_samples(), size_, y);
   if (parts.size() == 1) return oracle_.outer(x, y, batch);
   return add_up_gradients(parts, [&](const Batch& part) { return oracle_.outer(x, y, part); });
+}
+
+std::unique_ptr<OutputSpace> MicroBatchOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                            const OutputSamples& samples) const {
+  const auto inner = parts_of(samples.inner, problem().inner_samples(), size_, y);
+  const auto outer = parts_of(samples.outer, problem().outer_samples(), size_, y);
+  if (inner.size() == 1 && outer.size() == 1) return oracle_.output_space(x, y, samples);
+  std::vector<SumOfOutputSpaces::Maker> makers;
+  for (size_t i = 0; i < std::max(inner.size(), outer.size()); ++i) {
+    OutputSamples part{{}, {}, 0, 0};
+    if (i < inner.size()) part.inner = inner[i].batch, part.inner_weight = samples.inner_weight * inner[i].weight;
+    if (i < outer.size()) part.outer = outer[i].batch, part.outer_weight = samples.outer_weight * outer[i].weight;
+    makers.emplace_back([this, x, y, part] { return oracle_.output_space(x, y, part); });
+  }
+  return std::make_unique<SumOfOutputSpaces>(std::move(makers));
 }
 
 at::Tensor MicroBatchOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

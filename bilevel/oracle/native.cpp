@@ -22,6 +22,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/oracle/native_coefficients.h"
 #include "bilevel/oracle/native_kernels.h"
+#include "bilevel/oracle/output_space.h"
 #include "bilevel/problem/linear_form.h"
 
 namespace bilevel {
@@ -646,6 +647,10 @@ at::Tensor NativeOracle::inner_value(const at::Tensor& x, const at::Tensor& y, c
 at::Tensor NativeOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!outer_) return autodiff_.outer_value(x, y, batch);
   return at_point(*outer_, x, y, batch, "NativeOracle::outer_value", [](auto& point) { return point.value(); });
+}
+
+std::unique_ptr<OutputSpace> NativeOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+  return autodiff_.output_space(x, y, samples);
 }
 
 std::unique_ptr<JointPass> NativeOracle::joint_pass() const {

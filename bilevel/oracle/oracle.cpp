@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include "bilevel/core/error.h"
+#include "bilevel/oracle/output_space.h"
+
 namespace bilevel {
 namespace {
 
@@ -33,6 +36,11 @@ class ByLinearization final : public JointPass {
 };
 
 }  // namespace
+
+std::unique_ptr<OutputSpace> Oracle::output_space(const at::Tensor& /*x*/, const at::Tensor& /*y*/,
+                                                  const OutputSamples& /*samples*/) const {
+  throw Error("Oracle::output_space: this oracle knows no outputs; use the autodiff oracle.");
+}
 
 std::unique_ptr<JointPass> Oracle::joint_pass() const { return std::make_unique<ByLinearization>(*this); }
 

@@ -51,6 +51,9 @@ class JointPass {
                        const at::Tensor& f_x) = 0;
 };
 
+class OutputSpace;
+struct OutputSamples;
+
 /// All that algorithms may ask of a problem. Algorithms never see losses.
 class Oracle {
  public:
@@ -68,6 +71,10 @@ class Oracle {
 
   /// By the calls above unless an oracle has a shorter way. The oracle must outlive it.
   virtual std::unique_ptr<JointPass> joint_pass() const;
+
+  /// The losses as functionals of the outputs around (x, y) (oracle/output_space.h). Throws Error where the problem offers no outputs
+  /// on both sides, or the oracle nothing of the kind.
+  virtual std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const;
 
   // Where several processes share the samples (oracle/distributed.h). In a single one both give back what they are given.
   /// A sum of x's from `vjp_share`, [dx], with the entries of all samples. What is whole stays as it is.

@@ -7,6 +7,7 @@
 #include "bilevel/outer/bfgs.h"
 #include "bilevel/outer/sgd.h"
 #include "bilevel/outer/sign.h"
+#include "bilevel/outer/smoothed.h"
 
 namespace bilevel {
 namespace {
@@ -36,8 +37,14 @@ const std::vector<OuterOptimizerRow>& outer_optimizers() {
 std::unique_ptr<OuterOptimizer> make_outer_optimizer(const std::string& name, Section& options) {
   std::vector<std::string> known;
   for (const auto& optimizer : outer_optimizers()) {
-    if (optimizer.name == name) return optimizer.make(options);
     known.push_back(optimizer.name);
+    if (optimizer.name != name) continue;
+    auto made = optimizer.make(options);
+    int64_t window = 1;
+    options.read("smoothing", window);
+    if (window < 1) options.fail("smoothing", fmt::format("a mean of {} hypergradients; at least 1 would be right.", window));
+    if (window > 1) made = std::make_unique<Smoothed>(std::move(made), window);
+    return made;
   }
   options.fail("rule", fmt::format("\"{}\" is no outer optimiser.{}", name, suggestion(name, known)));
 }

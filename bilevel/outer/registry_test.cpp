@@ -24,6 +24,7 @@ const std::vector<std::pair<std::string, std::string>> kRules = {
     {"bfgs", "max_step = 0.5"},
     {"bfgs", "history = 1"},
     {"sign", "lr = 0.7"},
+    {"adam", "lr = 0.1\nsmoothing = 2"},
     {"adam", "lr = 0.1"},
     {"adam", "lr = 0.5\nbetas = [0.5, 0.6]\namsgrad = true"},
 };

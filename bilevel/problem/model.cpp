@@ -43,14 +43,13 @@ class Mlp final : public Model {
     add_layer(hidden.empty() ? "linear" : "output", {outputs, width}, bias);
   }
 
-  at::Tensor outputs(const at::Tensor& y, const at::Tensor& X) const override {
+  at::Tensor features_of(const std::vector<at::Tensor>& parts, const at::Tensor& X) const override {
     const at::Tensor rows = X.dim() == 2 ? X : X.flatten(1);
     require(rows.size(1) == features_, fmt::format("Model::outputs: expected {} features for each sample, got shape [{}].",
                                                    features_, fmt::join(X.sizes(), ", ")));
-    const std::vector<at::Tensor> parts = layout().split(y);
-    at::Tensor z = affine(parts, layers().front(), rows.t());
-    for (size_t i = 1; i < layers().size(); ++i) z = affine(parts, layers()[i], activate(z, relu_));
-    return z;
+    at::Tensor h = rows.t();
+    for (size_t i = 0; i + 1 < layers().size(); ++i) h = activate(affine(parts, layers()[i], h), relu_);
+    return h;
   }
 
  private:
@@ -79,11 +78,10 @@ class Cnn final : public Model {
     add_layer("output", {outputs, channels * height * width}, options.bias);
   }
 
-  at::Tensor outputs(const at::Tensor& y, const at::Tensor& X) const override {
+  at::Tensor features_of(const std::vector<at::Tensor>& parts, const at::Tensor& X) const override {
     require(X.dim() > 0 && X.numel() == X.size(0) * product(image_),
             fmt::format("Model::outputs: expected images [{}] for each sample, got shape [{}].", fmt::join(image_, ", "),
                         fmt::join(X.sizes(), ", ")));
-    const std::vector<at::Tensor> parts = layout().split(y);
     at::Tensor h = X.view({X.size(0), image_[0], image_[1], image_[2]});
     for (size_t i = 0; i + 1 < layers().size(); ++i) {
       const Layer& layer = layers()[i];
@@ -91,7 +89,7 @@ class Cnn final : public Model {
       h = activate(h, relu_);
       if (stride_ == 1) h = at::avg_pool2d(h, 2);
     }
-    return affine(parts, layers().back(), h.flatten(1).t());
+    return h.flatten(1).t();
   }
 
  private:
@@ -136,6 +134,11 @@ void read(Section& section, ModelOptions& options) {
   if (belongs("stride", cnn)) section.read("stride", options.stride);
   if (belongs("activation", mlp || cnn)) section.read_choice("activation", options.activation, kActivations);
   section.check(options.violations());
+}
+
+at::Tensor Model::outputs(const at::Tensor& y, const at::Tensor& X) const {
+  const std::vector<at::Tensor> parts = layout_.split(y);
+  return affine(parts, layers_.back(), features_of(parts, X));
 }
 
 void Model::add_layer(const std::string& name, const std::vector<int64_t>& weight_shape, bool bias) {

@@ -48,13 +48,17 @@ class Model {
   int64_t output_size() const { return output_size_; }          // C
 
   /// Logits [C, n] of samples X [n, …], in differentiable operations of y [dy]. X is not copied.
-  virtual at::Tensor outputs(const at::Tensor& y, const at::Tensor& X) const = 0;
+  at::Tensor outputs(const at::Tensor& y, const at::Tensor& X) const;
+
+  /// What the last layer is given, [p, n], likewise.
+  at::Tensor features(const at::Tensor& y, const at::Tensor& X) const { return features_of(layout_.split(y), X); }
 
   /// y₀: "zeros", or "random" as PyTorch starts its layers, uniform on ±1/√fan_in. Throws Error for another kind.
   at::Tensor initial(const std::string& kind, Draw draw, at::ScalarType dtype) const;
 
  protected:
   explicit Model(int64_t output_size) : output_size_(output_size) {}
+  virtual at::Tensor features_of(const std::vector<at::Tensor>& parts, const at::Tensor& X) const = 0;
   void add_layer(const std::string& name, const std::vector<int64_t>& weight_shape, bool bias);
 
  private:

@@ -38,9 +38,38 @@ at::Tensor Problem::inner_loss_of_outputs(const at::Tensor& /*x*/, const at::Ten
   throw Error("Problem::inner_loss_of_outputs: this problem offers no outputs, which Gauss–Newton needs.");
 }
 
+at::Tensor Problem::outer_outputs(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::outer_outputs: this problem offers no outputs on its outer samples, which function-space methods need.");
+}
+
+at::Tensor Problem::outer_loss_of_outputs(const at::Tensor& /*x*/, const at::Tensor& /*y*/, const at::Tensor& /*outputs*/,
+                                          const Batch& /*batch*/) const {
+  throw Error("Problem::outer_loss_of_outputs: this problem offers no outputs on its outer samples.");
+}
+
+at::Tensor Problem::inner_features(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::inner_features: this problem offers no output layer (Problem::output_layer).");
+}
+
+at::Tensor Problem::outer_features(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
+  throw Error("Problem::outer_features: this problem offers no output layer (Problem::output_layer).");
+}
+
 Problem::Preconditioner Problem::inner_preconditioner(const at::Tensor& /*x*/) const { return {}; }
 
 std::map<std::string, double> Problem::metrics(const at::Tensor& /*x*/, const at::Tensor& /*y*/) const { return {}; }
+
+at::Tensor output_layer_positions(const Problem& problem) {
+  const auto layer = problem.output_layer();
+  require(layer.has_value(), "output_layer_positions: this problem offers no output layer (Problem::output_layer).");
+  std::vector<at::Tensor> positions;
+  for (const std::string& name : {layer->weight, layer->bias}) {
+    if (name.empty()) continue;
+    const Part& part = problem.inner_layout().part(name);
+    positions.push_back(at::arange(part.offset, part.offset + part.size, at::kLong));
+  }
+  return at::cat(positions);
+}
 
 void check_point(const Problem& problem, const at::Tensor& x, const at::Tensor& y, std::string_view caller) {
   const auto check = [&](const at::Tensor& v, const char* name, int64_t size) {

@@ -105,9 +105,20 @@ at::Tensor RidgeProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, co
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
-at::Tensor RidgeProblem::outer_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const {
-  return 0.5 * (rows(outer_X_, batch).mv(y) - rows(outer_t_, batch)).square().mean();
+at::Tensor RidgeProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return rows(outer_X_, batch).mv(y); }
+
+at::Tensor RidgeProblem::outer_loss_of_outputs(const at::Tensor&, const at::Tensor&, const at::Tensor& outputs,
+                                               const Batch& batch) const {
+  return 0.5 * (outputs - rows(outer_t_, batch)).square().mean();
 }
+
+at::Tensor RidgeProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  return outer_loss_of_outputs(x, y, outer_outputs(y, batch), batch);
+}
+
+at::Tensor RidgeProblem::inner_features(const at::Tensor&, const Batch& batch) const { return rows(X_, batch).t(); }
+
+at::Tensor RidgeProblem::outer_features(const at::Tensor&, const Batch& batch) const { return rows(outer_X_, batch).t(); }
 
 at::Tensor RidgeProblem::hessian(const at::Tensor& x) const {
   return X_.t().mm(X_) / static_cast<double>(X_.size(0)) + at::diag(x.exp());
@@ -151,9 +162,20 @@ at::Tensor LogisticWeightsProblem::inner_loss(const at::Tensor& x, const at::Ten
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
-at::Tensor LogisticWeightsProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  return logistic_losses(rows(outer_X_, batch).mv(y), rows(outer_t_, batch)).mean() + 0.005 * x.square().sum();
+at::Tensor LogisticWeightsProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return rows(outer_X_, batch).mv(y); }
+
+at::Tensor LogisticWeightsProblem::outer_loss_of_outputs(const at::Tensor& x, const at::Tensor&, const at::Tensor& outputs,
+                                                         const Batch& batch) const {
+  return logistic_losses(outputs, rows(outer_t_, batch)).mean() + 0.005 * x.square().sum();
 }
+
+at::Tensor LogisticWeightsProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  return outer_loss_of_outputs(x, y, outer_outputs(y, batch), batch);
+}
+
+at::Tensor LogisticWeightsProblem::inner_features(const at::Tensor&, const Batch& batch) const { return rows(X_, batch).t(); }
+
+at::Tensor LogisticWeightsProblem::outer_features(const at::Tensor&, const Batch& batch) const { return rows(outer_X_, batch).t(); }
 
 at::Tensor LogisticWeightsProblem::hessian(const at::Tensor& x, const at::Tensor& y) const {
   const at::Tensor p = X_.mv(y).sigmoid();
@@ -198,6 +220,11 @@ MlpProblem::MlpProblem(const MlpOptions& options) {
   y0_ = (0.7 * draw.normal({inner_layout_.size()})).to(options.dtype);
 }
 
+at::Tensor MlpProblem::hidden(const at::Tensor& y, const at::Tensor& X) const {
+  const auto parts = inner_layout_.split(y);
+  return (X.mm(parts[0].t()) + parts[1]).tanh().t();
+}
+
 at::Tensor MlpProblem::forward(const at::Tensor& y, const at::Tensor& X) const {
   const auto parts = inner_layout_.split(y);
   const at::Tensor hidden = (X.mm(parts[0].t()) + parts[1]).tanh();
@@ -220,9 +247,20 @@ at::Tensor MlpProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, cons
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
-at::Tensor MlpProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  return 0.5 * (forward(y, rows(outer_X_, batch)) - rows(outer_t_, batch)).square().mean() + 0.01 * x.square().sum();
+at::Tensor MlpProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return forward(y, rows(outer_X_, batch)); }
+
+at::Tensor MlpProblem::outer_loss_of_outputs(const at::Tensor& x, const at::Tensor&, const at::Tensor& outputs,
+                                             const Batch& batch) const {
+  return 0.5 * (outputs - rows(outer_t_, batch)).square().mean() + 0.01 * x.square().sum();
 }
+
+at::Tensor MlpProblem::outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+  return outer_loss_of_outputs(x, y, outer_outputs(y, batch), batch);
+}
+
+at::Tensor MlpProblem::inner_features(const at::Tensor& y, const Batch& batch) const { return hidden(y, rows(X_, batch)); }
+
+at::Tensor MlpProblem::outer_features(const at::Tensor& y, const Batch& batch) const { return hidden(y, rows(outer_X_, batch)); }
 
 // ---- Few-shot learning ----
 

@@ -69,6 +69,13 @@ class RidgeProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_outer_outputs() const override { return true; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
+  std::optional<OutputLayer> output_layer() const override { return OutputLayer{"weight", ""}; }
+  at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x) const;
   at::Tensor solution(const at::Tensor& x) const;
@@ -99,6 +106,13 @@ class LogisticWeightsProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_outer_outputs() const override { return true; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
+  std::optional<OutputLayer> output_layer() const override { return OutputLayer{"weight", ""}; }
+  at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x, const at::Tensor& y) const;
   at::Tensor solution(const at::Tensor& x) const;  // by Newton's method
@@ -129,8 +143,16 @@ class MlpProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_outer_outputs() const override { return true; }
+  at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
+                                   const Batch& batch) const override;
+  std::optional<OutputLayer> output_layer() const override { return OutputLayer{"output.weight", "output.bias"}; }
+  at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
+  at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
 
  private:
+  at::Tensor hidden(const at::Tensor& y, const at::Tensor& X) const;  // [hidden, n]
   at::Tensor forward(const at::Tensor& y, const at::Tensor& X) const;
   at::Tensor X_, t_, outer_X_, outer_t_;
 };

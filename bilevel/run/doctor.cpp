@@ -781,6 +781,8 @@ std::vector<EstimatorSettings> estimators_to_try(int64_t inner_steps, bool has_o
       dear.push_back(family);  // many inner solves, or all columns of x
     } else {
       cheap.push_back(family);
+      const auto network = with(with(family, "adjoint", "\"network\""), "adjoint_steps", "300");
+      if (has_outputs && reads(network)) dear.push_back(network);
     }
   }
   cheap.insert(cheap.end(), middle.begin(), middle.end());

@@ -40,6 +40,7 @@ Json json_of(const Certificate& certificate) {
           {"bound_reason", certificate.bound_reason},
           {"curvature", optional(certificate.curvature)},
           {"standard_error", optional(certificate.standard_error)},
+          {"adjoint_cosine", optional(certificate.adjoint_cosine)},
           {"distance_to_F", optional(certificate.distance_to_F)},
           {"spot_check", certificate.spot_check ? json_of(*certificate.spot_check) : Json()}};
 }

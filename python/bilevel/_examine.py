@@ -13,7 +13,7 @@ from torch import nn
 
 from . import _engine
 from ._options import tables
-from ._problem import Loss
+from ._problem import Loss, Predict
 from ._run import Run, SavedRun, given_again, prepared
 from ._show import Stages, pyplot
 from ._structure import Variables
@@ -208,6 +208,7 @@ def doctor(
     outer_data: Any = None,
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
     seed: int = 0,
     seconds: float = 45.0,
     progress: bool = True,
@@ -219,7 +220,7 @@ def doctor(
     from their closures too, turned into float64.
 
     Args:
-        inner_loss, outer_loss, x, y, inner, inner_data, outer_data, initial_inner, random, seed: as in :func:`hypergradient`; y is
+        inner_loss, outer_loss, x, y, inner, inner_data, outer_data, initial_inner, random, predict, seed: as in :func:`hypergradient`; y is
             where the inner solve starts.
         estimator, options: what you have in mind, which is tried too and marked.
         seconds: about how long all of it may take; what does not fit is cut off or left out, and said so.
@@ -242,6 +243,7 @@ def doctor(
         outer_data=outer_data,
         initial_inner=initial_inner,
         random=random,
+        predict=predict,
         run={"seed": seed},
     )
     given.refuse_a_used_rule("doctor")
@@ -284,6 +286,7 @@ def plan(
     initial_inner: Optional[Callable[[Any], Any]] = None,
     metrics: Optional[Callable[[Any, Any], Mapping[str, float]]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
     seed: int = 0,
     memory: Union[int, str, None] = None,
     progress: bool = True,
@@ -317,6 +320,7 @@ def plan(
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
+        predict=predict,
         run={"seed": seed, **run},
     )
     given.refuse_a_used_rule("plan")
@@ -351,13 +355,14 @@ def explain(
     constraints: Optional[Mapping[str, Any]] = None,
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
 ) -> Explanation:
     """Says why a hyperparameter moved: its element of dF/dx by part of y and by outer sample, in double and undamped.
 
     Args:
         run: what :func:`minimize` or :func:`load_run` returned, or a run's directory, of the command too.
         hyperparameter: its name: the part of x with the element in it, ``"l2[3]"``, ``"w[0,2]"``; a single tensor's part is "x".
-        inner_loss, outer_loss, x, y, inner_data, outer_data, constraints, initial_inner, random: for a directory that ``minimize``
+        inner_loss, outer_loss, x, y, inner_data, outer_data, constraints, initial_inner, random, predict: for a directory that ``minimize``
             wrote, again what the run was given, since functions are not saved (see :func:`resume`). A :class:`Run` knows them.
         step: x after so many updates; the run's last point unless given. Points that were not kept are reached by doing the steps
             again, which needs the run's directory.
@@ -397,6 +402,7 @@ def explain(
             initial_inner=initial_inner,
             sample_losses=sample_losses,
             random=random,
+            predict=predict,
         )
     return _explanation(*_engine.explain_directory(str(directory), again, hyperparameter, step, top))
 

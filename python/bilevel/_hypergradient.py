@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _engine
 from ._compile import Compiled
 from ._options import assignments
-from ._problem import Loss, Problem
+from ._problem import Loss, Predict, Problem
 from ._structure import Structure, Variables
 from ._torch_rules import Imported, imported
 
@@ -77,6 +77,7 @@ def hypergradient(
     initial_inner: Optional[Callable[[Any], Any]] = None,
     random: bool = False,
     oracle: Union[str, Compiled] = "auto",
+    predict: Optional[Predict] = None,
     seed: int = 0,
     bound: bool = False,
     check: bool = False,
@@ -102,6 +103,8 @@ def hypergradient(
         oracle: who differentiates the losses: "autodiff" ("auto" is the same here), "finite-difference", or "compiled": programs that
             are compiled once and kept in a cache, for small models several times faster. A :class:`Compiled` spares calls in a loop the
             second that finding them takes; docs/oracles.md.
+        predict: ``predict(y, batch)``, a model's outputs, for estimators that work on them ("functional", ``curvature="gauss-newton"``).
+            The losses then take the outputs in the place of y, ``loss(x, z, batch)``; inner_data and outer_data must be given.
         bound: work for an error bound and the distance to F, at the cost of some tens to hundreds of products.
         check: compare with slopes of F, for which the inner problem is solved again eight times.
         options: those of the estimator, the keys of [hypergradient]: ``solver="cg"``, ``iterations=20``, ``damping=0.0`` …
@@ -125,6 +128,7 @@ def hypergradient(
         outer_data=outer_data,
         initial_inner=initial_inner,
         random=random,
+        predict=predict,
         per_element=rule.per_element if rule else None,
     )
     if isinstance(oracle, Compiled):

@@ -15,6 +15,7 @@ from . import _engine
 from ._structure import Structure
 
 Loss = Callable[..., Tensor]
+Predict = Callable[[Any, Any], Tensor]
 Constraint = tuple[str, float, float]
 
 
@@ -37,6 +38,7 @@ class Problem:
         symmetric: bool = False,
         sample_losses: Optional[Loss] = None,
         random: bool = False,
+        predict: Optional[Predict] = None,
         per_element: Optional[Mapping[str, Tensor]] = None,
         saved: bool = False,
     ) -> None:
@@ -60,6 +62,9 @@ class Problem:
         self._sample_losses = sample_losses
         self.has_sample_losses = sample_losses is not None
         self.random = random
+        self._predict, self.has_predict = predict, predict is not None
+        if self.has_predict and (self.inner_samples == 0 or self.outer_samples == 0):
+            raise ValueError("predict(y, batch) is called with the rows of inner_data and of outer_data; give both.")
         self._saved = saved
         self.compiled: Any = None  # a Compiled whose programs are used again
 
@@ -93,8 +98,31 @@ class Problem:
     def data(self, which: str) -> list[Tensor]:
         return _leaves(self._inner_data if which == "inner_loss" else self._outer_data)
 
+    def inner_outputs(self, y: Tensor, samples: Optional[Tensor]) -> Tensor:
+        return self._outputs(y, _rows(self._inner_data, samples))
+
+    def outer_outputs(self, y: Tensor, samples: Optional[Tensor]) -> Tensor:
+        return self._outputs(y, _rows(self._outer_data, samples))
+
+    def inner_loss_of_outputs(self, x: Tensor, z: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        return self._of(self._inner_loss, self._inner_data, x, z, samples, "inner_loss")
+
+    def outer_loss_of_outputs(self, x: Tensor, z: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
+        return self._of(self._outer_loss, self._outer_data, x, z, samples, "outer_loss")
+
+    def _outputs(self, y: Tensor, batch: Any) -> Tensor:
+        assert self._predict is not None
+        z = self._predict(self._y.seen_by_loss(y), batch)
+        if not isinstance(z, Tensor):
+            raise TypeError(f"predict should return a tensor of outputs, got {type(z).__name__}.")
+        return z
+
     def _loss(self, loss: Loss, data: Any, x: Tensor, y: Tensor, samples: Optional[Tensor], what: str) -> Tensor:
-        args = [self._x.seen_by_loss(x), self._y.seen_by_loss(y)]
+        seen = self._outputs(y, _rows(data, samples)) if self.has_predict else self._y.seen_by_loss(y)
+        return self._of(loss, data, x, seen, samples, what)
+
+    def _of(self, loss: Loss, data: Any, x: Tensor, seen: Any, samples: Optional[Tensor], what: str) -> Tensor:
+        args = [self._x.seen_by_loss(x), seen]
         if data is not None:
             args.append(_rows(data, samples))
         value = loss(*args)
@@ -171,6 +199,22 @@ class _ProblemInDouble(Problem):
     def outer_sample_losses(self, *args: Any) -> Tensor:
         with _InDouble():
             return super().outer_sample_losses(*args).double()
+
+    def inner_outputs(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().inner_outputs(*args).double()
+
+    def outer_outputs(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().outer_outputs(*args).double()
+
+    def inner_loss_of_outputs(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().inner_loss_of_outputs(*args).double()
+
+    def outer_loss_of_outputs(self, *args: Any) -> Tensor:
+        with _InDouble():
+            return super().outer_loss_of_outputs(*args).double()
 
     def initial_inner(self, *args: Any) -> Tensor:
         with _InDouble():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import _engine
 from ._hypergradient import inner_options
 from ._options import assignments
-from ._problem import Loss, Problem
+from ._problem import Loss, Predict, Problem
 from ._show import bar, pyplot
 from ._structure import Structure, Variables
 from ._torch_rules import Imported
@@ -167,6 +167,7 @@ def minimize(
     initial_inner: Optional[Callable[[Any], Any]] = None,
     metrics: Optional[Callable[[Any, Any], Mapping[str, float]]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
     seed: int = 0,
     out: Union[str, Path, None] = None,
     callback: Optional[Callback] = None,
@@ -175,7 +176,7 @@ def minimize(
 ) -> Run:
     """Minimises F(x) = outer_loss(x, y*(x)), y*(x) = argmin over y of inner_loss(x, y).
 
-    Losses, x, y, data and ``initial_inner`` are as in :func:`hypergradient`.
+    Losses, x, y, data, ``initial_inner``, ``random`` and ``predict`` are as in :func:`hypergradient`.
 
     Args:
         steps: outer updates.
@@ -213,6 +214,7 @@ def minimize(
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
+        predict=predict,
         saved=out is not None,
     )
     experiment = _engine.Experiment(given.problem, given.options)
@@ -243,6 +245,7 @@ def resume(
     initial_inner: Optional[Callable[[Any], Any]] = None,
     metrics: Optional[Callable[[Any, Any], Mapping[str, float]]] = None,
     random: bool = False,
+    predict: Optional[Predict] = None,
     callback: Optional[Callback] = None,
     progress: bool = True,
 ) -> Run:
@@ -271,6 +274,7 @@ def resume(
         initial_inner=initial_inner,
         metrics=metrics,
         random=random,
+        predict=predict,
         saved=True,
     )
     watch = _Progress(callback, progress, 0)

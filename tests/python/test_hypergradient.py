@@ -249,3 +249,42 @@ def test_nothing_is_kept(logistic):
     del holder
     gc.collect()
     assert gone() is None
+
+
+@pytest.fixture
+def predicted():
+    """Weighted least squares by a linear model of the outputs: f and g take z = predict(y, batch) in the place of y."""
+    draw = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(30, 4, generator=draw, dtype=torch.double), torch.randn(30, generator=draw, dtype=torch.double)
+    outer = (torch.randn(20, 4, generator=draw, dtype=torch.double), torch.randn(20, generator=draw, dtype=torch.double))
+    return {
+        "inner_loss": lambda x, z, batch: 0.5 * (torch.sigmoid(x[batch[2]]) * (z - batch[1]) ** 2).mean(),
+        "outer_loss": lambda x, z, batch: 0.5 * ((z - batch[1]) ** 2).mean() + 0.05 * (x**2).mean(),
+        "x": torch.randn(30, generator=draw, dtype=torch.double),
+        "y": {"w": torch.zeros(4, dtype=torch.double)},
+        "inner_data": (features, targets, torch.arange(30)),
+        "outer_data": outer,
+        "inner": {"solver": "lbfgs", "tolerance": 1e-12},
+        "predict": lambda y, batch: batch[0] @ y["w"],
+    }
+
+
+def test_a_model_gives_its_outputs_by_predict(predicted):
+    exact = bilevel.hypergradient(**predicted, solver="dense")
+    network = bilevel.hypergradient(**predicted, estimator="functional", adjoint="network", adjoint_steps=3000, adjoint_lr=0.01)
+    curvature = bilevel.hypergradient(**predicted, solver="dense", curvature="gauss-newton")
+    assert (network.value - exact.value).norm() < 1e-3 * (exact.value - exact.direct).norm()
+    assert (exact.value - exact.direct).norm() > 0.1 * exact.direct.norm()
+    assert (curvature.value - exact.value).norm() < 1e-9 * exact.value.norm()  # the outputs are linear in y
+    assert network.cost["hvps"] == 0
+    assert network.certificate.more["bias"]
+
+
+def test_predict_wants_data_and_functional_wants_predict(predicted):
+    with pytest.raises(ValueError, match="inner_data"):
+        bilevel.hypergradient(**{**predicted, "outer_data": None})
+    with pytest.raises(bilevel.Error, match='adjoint = "network"'):
+        bilevel.hypergradient(**predicted, estimator="functional")
+    x = torch.ones(3, dtype=torch.double)
+    with pytest.raises(bilevel.Error, match="outputs"):
+        bilevel.hypergradient(lambda x, y: ((y - x) ** 2).sum(), lambda x, y: (y**2).sum(), x, x, estimator="functional")

@@ -292,9 +292,7 @@ PYBIND11_MODULE(_engine, m) {
   m.def("compiled_for", &compiled_for);
   m.def("compiled_cache", &compiled_cache);
   m.def("compile_config", &compile_config);
-  py::class_<LoadedProgram>(m, "LoadedProgram").def(py::init([](const std::string& package) {
-    return LoadedProgram{Program::load(package)};
-  }));
+  py::class_<LoadedProgram>(m, "LoadedProgram").def(py::init<const std::string&>()).def(py::init<const py::function&>());
   py::class_<ProblemLosses>(m, "ProblemLosses")
       .def("inner_loss", &ProblemLosses::inner_loss)
       .def("outer_loss", &ProblemLosses::outer_loss);

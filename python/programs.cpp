@@ -42,6 +42,17 @@ Batch batch_of(const std::optional<at::Tensor>& samples, int64_t step) {
 
 }  // namespace
 
+LoadedProgram::LoadedProgram(const py::function& function) {
+  const std::shared_ptr<const py::function> held(new py::function(function), [](const py::function* f) {
+    const py::gil_scoped_acquire gil;
+    delete f;
+  });
+  program = std::make_shared<const Program>("a Python function", [held](const std::vector<at::Tensor>& inputs) {
+    const py::gil_scoped_acquire gil;
+    return (*held)(*py::cast(inputs)).cast<std::vector<at::Tensor>>();
+  });
+}
+
 at::Tensor ProblemLosses::inner_loss(const at::Tensor& x, const at::Tensor& y, const std::optional<at::Tensor>& samples,
                                      int64_t step) const {
   return problem->inner_loss(x, y, batch_of(samples, step));

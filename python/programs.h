@@ -8,8 +8,10 @@
 
 namespace bilevel::python {
 
-/// A program that is kept loaded by Python.
+/// A program that is kept loaded by Python: a package, or in its place a function of tensors that gives a tuple of tensors.
 struct LoadedProgram {
+  explicit LoadedProgram(const std::string& package) : program(Program::load(package)) {}
+  explicit LoadedProgram(const pybind11::function& function);
   std::shared_ptr<const Program> program;
 };
 

@@ -67,7 +67,7 @@ class Programs:
             self._traced[key] = _trace(getattr(self._losses, which), which, x, y, samples, data)
         traced = self._traced[key]
         if kind not in traced.programs:
-            traced.programs[kind] = _engine.LoadedProgram(str(_compiled(traced.program(kind), f"{which}, {kind}")))
+            traced.programs[kind] = _loaded(traced.program(kind), f"{which}, {kind}")
         return traced.programs[kind], [c if row is None else data[row] for c, row in zip(traced.constants, traced.data_rows)]
 
 
@@ -320,6 +320,10 @@ def _specification(program: fx.GraphModule) -> str:
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"]
     shapes = [f"{v.dtype} {tuple(v.shape)} {v.stride()} {v.device}" for v in values]
     return "\n".join([_engine.compiled_for(), *shapes, program.code])
+
+
+def _loaded(program: fx.GraphModule, what: str) -> _engine.LoadedProgram:
+    return _engine.LoadedProgram(str(_compiled(program, what)))
 
 
 def _compiled(program: fx.GraphModule, what: str) -> Path:

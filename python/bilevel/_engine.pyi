@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Parts:
 def command(arguments: Sequence[str], group: str) -> int: ...
 
 class LoadedProgram:
-    def __init__(self, package: str) -> None: ...
+    def __init__(self, package: Union[str, Callable[..., tuple[Tensor, ...]]]) -> None: ...
 
 class ProblemLosses:
     def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor: ...

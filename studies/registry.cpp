@@ -15,6 +15,7 @@
 
 BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
+BILEVEL_STUDY(nhgd)
 
 namespace bilevel {
 
@@ -22,6 +23,7 @@ const std::vector<Study>& studies() {
   static const std::vector<Study> rows = {
       {"evograd", bilevel_study_evograd, study_evograd},
       {"fds", bilevel_study_fds, study_fds},
+      {"nhgd", bilevel_study_nhgd, study_nhgd},
   };
   return rows;
 }

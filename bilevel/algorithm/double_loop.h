@@ -53,7 +53,7 @@ struct Examination {
 ///
 /// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the
 /// State holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's
-/// state is carried, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems.
+/// state is carried, `estimator.s.j` where the estimator carries something on for inner problem s, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems.
 /// `damping`, where present, is handed to the estimator. A hypergradient that is not finite is reported and does not move x.
 class DoubleLoop final : public Algorithm {
  public:

@@ -268,6 +268,34 @@ outer = { rule = "adam", lr = 0.1 }
   EXPECT_FALSE(at::equal(fresh.tensor("x"), whole.tensor("x")));
 }
 
+// The state holds what the estimator carries on: without it the end is another.
+TEST(DoubleLoop, GoesOnFromWhatAnEstimatorCarriesBitForBit) {
+  const LogisticWeightsProblem problem;
+  for (const char* form : {"window", "dense"}) {
+    SCOPED_TRACE(form);
+    const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 0.5, steps = 4, batch = 7 }}
+hypergradient = {{ estimator = "fisher", form = "{}", scores = 3, smoothing = 0.9 }}
+outer = {{ rule = "adam", lr = 0.1 }}
+)",
+                                         form));
+    State whole = loop->init();
+    loop->step(whole, 3);
+    const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-{}", getpid())).string();
+    save_state(whole, path);
+    State resumed = load_state(path), forgetful;
+    std::filesystem::remove(path);
+    for (const auto& [name, value] : resumed.values()) {
+      if (!name.starts_with("estimator.")) forgetful.set(name, value);
+    }
+    for (State* one : {&whole, &resumed, &forgetful}) loop->step(*one, 4);
+    EXPECT_TRUE(whole.has("estimator.0.0"));
+    EXPECT_TRUE(at::equal(whole.tensor("estimator.0.0"), resumed.tensor("estimator.0.0")));
+    EXPECT_TRUE(at::equal(whole.tensor("x"), resumed.tensor("x")));
+    EXPECT_FALSE(at::equal(whole.tensor("x"), forgetful.tensor("x")));
+  }
+}
+
 TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {
   const QuadraticProblem problem;
   const Loop loop(problem, kExact);

@@ -193,7 +193,9 @@ void expect_nothing_else_gives(const at::Tensor& expected, const std::string& ow
     const auto through_all_steps = [](const std::string& name) { return name == "unrolled" || name == "forward"; };
     if (row.name == own || (through_all_steps(row.name) && through_all_steps(own))) continue;
     Section section = Config::parse("", "test.toml").root();
-    const Hypergradient other = estimate(*make_estimator(row.name, section), problem, solver, x);
+    const auto estimator = make_estimator(row.name, section);
+    if (!estimator->objections(problem, solver).empty()) continue;
+    const Hypergradient other = estimate(*estimator, problem, solver, x);
     EXPECT_GT(relative_error(other.value, expected), distance) << own << " and " << row.name;
     EXPECT_GT(relative_error(other.direct, expected), distance) << own << " and the direct term";
   }

@@ -6,10 +6,12 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
 #include "bilevel/core/error.h"
+#include "bilevel/problem/likelihood.h"
 
 namespace bilevel {
 namespace {
@@ -318,6 +320,22 @@ at::Tensor DistributedOracle::outer_value(const at::Tensor& x, const at::Tensor&
   const at::Tensor f = weighted(share, [&] { return oracle_.outer_value(x, y, share.batch); }, {}, y);
   shares_->sum({f});
   return f;
+}
+
+at::Tensor DistributedOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
+  const at::NoGradGuard no_grad;
+  Share share = shares_->inner(batch);
+  share.batch.seed = batch.seed;  // a sample's label is drawn alike whoever has the sample
+  const Likelihood likelihood = problem().inner_likelihood(x, batch);
+  const at::Tensor all = at::zeros({likelihood.weights.size(0), labels_of_each(likelihood, labels), y.size(0)}, y.options());
+  if (share.weight != 0) {
+    const at::Tensor numbers = batch.full() ? at::arange(all.size(0), at::kLong) : batch.samples;
+    // 1/B stands in the weights, of a share as of the batch.
+    all.index_copy_(0, at::isin(numbers, share.batch.samples.defined() ? share.batch.samples : numbers).nonzero().squeeze(1),
+                    std::sqrt(share.weight) * oracle_.scores(x, y, share.batch, labels));
+  }
+  shares_->sum({all});
+  return all;
 }
 
 std::unique_ptr<JointPass> DistributedOracle::joint_pass() const {

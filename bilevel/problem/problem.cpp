@@ -6,6 +6,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/problem/inner_constraints.h"
+#include "bilevel/problem/likelihood.h"
 
 namespace bilevel {
 
@@ -36,6 +37,14 @@ at::Tensor Problem::inner_outputs(const at::Tensor& /*y*/, const Batch& /*batch*
 at::Tensor Problem::inner_loss_of_outputs(const at::Tensor& /*x*/, const at::Tensor& /*y*/, const at::Tensor& /*outputs*/,
                                           const Batch& /*batch*/) const {
   throw Error("Problem::inner_loss_of_outputs: this problem offers no outputs, which Gauss–Newton needs.");
+}
+
+Likelihood Problem::inner_likelihood(const at::Tensor& /*x*/, const Batch& /*batch*/) const {
+  throw Error("Problem::inner_likelihood: this problem does not offer its inner loss as a likelihood.");
+}
+
+at::Tensor Problem::likelihood_outputs(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& batch) const {
+  return inner_outputs(y, batch);
 }
 
 Problem::Preconditioner Problem::inner_preconditioner(const at::Tensor& /*x*/) const { return {}; }

@@ -16,6 +16,7 @@ namespace bilevel {
 
 struct LinearForm;
 struct InnerConstraints;
+struct Likelihood;
 
 /// A bilevel problem: minimise over x  f(x, y*(x)),  y*(x) = argmin over y of g(x, y).
 ///
@@ -80,6 +81,13 @@ class Problem {
   virtual at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const;
   virtual at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                            const Batch& batch) const;
+
+  /// g as a negative log-likelihood of outputs (problem/likelihood.h), for methods that build on the Fisher information. The
+  /// outputs of one sample must depend on that sample alone.
+  virtual bool has_inner_likelihood() const { return false; }
+  virtual Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const;
+  /// Its z: the outputs above, unless x is in them (samples that are learned).
+  virtual at::Tensor likelihood_outputs(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
 
   /// v ↦ M⁻¹ v with M symmetric positive definite and near the inner Hessian at x for every y; empty where none is offered. It
   /// speeds up solvers, and changes no solution.

@@ -69,6 +69,8 @@ class RidgeProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x) const;
   at::Tensor solution(const at::Tensor& x) const;
@@ -99,6 +101,8 @@ class LogisticWeightsProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x, const at::Tensor& y) const;
   at::Tensor solution(const at::Tensor& x) const;  // by Newton's method
@@ -129,6 +133,8 @@ class MlpProblem final : public TestProblem {
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                    const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
  private:
   at::Tensor forward(const at::Tensor& y, const at::Tensor& X) const;

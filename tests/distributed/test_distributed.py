@@ -63,6 +63,8 @@ CASES = {
     "t1-t2": ["hypergradient.estimator=t1-t2"],
     "darts": ["hypergradient.estimator=darts"],
     "sama": ["hypergradient.estimator=sama"],
+    "fisher-minibatches": ["hypergradient.estimator=fisher", "inner.batch=7"],
+    "fisher-dense": ["hypergradient={ estimator = \"fisher\", form = \"dense\", labels = \"observed\", bound_every = 0 }"],
     "identity": ["hypergradient.estimator=identity"],
     "step-size": ["hypergradient.estimator=unrolled", "inner={ rule = \"sgd\", steps = 5 }",
                   "problem.hyperparameters={ step_size = { init = 0.1 }, sample_weight = {} }"],

@@ -9,6 +9,7 @@
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
 #include "bilevel/problem/inner_constraints.h"
+#include "bilevel/problem/likelihood.h"
 #include "bilevel/problem/linear_form.h"
 #include "bilevel/problem/npy.h"
 #include "tasks/gram.h"
@@ -599,6 +600,22 @@ InnerConstraints SupervisedProblem::inner_constraints(const at::Tensor& x) const
   InnerConstraints constraints;
   constraints.l1 = product(of.member, spread(lambda, of.index));
   return constraints;
+}
+
+Likelihood SupervisedProblem::inner_likelihood(const at::Tensor& x, const Batch& batch) const {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> parts = parts_of(x);
+  const at::Tensor w = weights(parts, batch), t = gather(inner_.targets, batch, 1);
+  at::Tensor ridge = at::full({inner_layout().size()}, options_.l2, x0_.options());
+  if (l2_ >= 0) {
+    const Hyperparameter& one = options_.hyperparameters[static_cast<size_t>(l2_)];
+    const Groups of = groups(one.per, one.bias);
+    ridge = product(of.member, spread(apply(one.map, parts[static_cast<size_t>(l2_)]), of.index));
+  } else if (penalised_.defined()) {
+    ridge = ridge * penalised_;
+  }
+  const double n = static_cast<double>(t.size(1));
+  return {loss_.kind(), options_.outputs, t, w.defined() ? w / n : at::full({t.size(1)}, 1 / n, x0_.options()), ridge};
 }
 
 double SupervisedProblem::inner_strong_convexity(const at::Tensor& x) const {

@@ -123,6 +123,10 @@ class SupervisedProblem : public Problem {
   at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
 
+  /// For squared losses, of normal targets with a variance of one.
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
+
   /// Of a linear model, for the native oracle.
   const LinearForm* inner_linear_form() const override { return inner_form_.get(); }
   const LinearForm* outer_linear_form() const override { return outer_form_.get(); }

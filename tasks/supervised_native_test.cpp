@@ -4,6 +4,7 @@
 #include "bilevel/core/stream.h"
 #include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/native.h"
+#include "bilevel/problem/likelihood.h"
 #include "tasks/supervised.h"
 
 namespace bilevel::supervised_native_test {
@@ -88,6 +89,13 @@ TEST_P(SupervisedForms, SayWhatTheLossesSay) {
     EXPECT_TRUE(at::allclose(f.value, h.value, 1e-12, 0));
     EXPECT_TRUE(at::allclose(f.y, h.y, 1e-12, 1e-14));
     EXPECT_TRUE(at::allclose(f.x, h.x, 1e-12, 1e-14));
+    for (const Labels whose : {Labels::kObserved, Labels::kSampled, Labels::kEnumerated}) {
+      EXPECT_TRUE(at::allclose(native->scores(x, y, b, whose), autodiff->scores(x, y, b, whose), 1e-12, 1e-14));
+    }
+    const at::Tensor S = native->scores(x, y, b, Labels::kEnumerated).flatten(0, 1), l = problem.inner_likelihood(x, b).ridge;
+    EXPECT_TRUE(at::allclose(S.t().mm(S) + at::diag(l), q->gauss_newton(at::eye(y.size(0), y.options())), 1e-11, 1e-13));
+    const at::Tensor drawn = autodiff->scores(x, y, b, Labels::kSampled);
+    EXPECT_GT((drawn - autodiff->scores(x, y, b, Labels::kObserved)).norm().item<double>(), 0.01 * drawn.norm().item<double>());
   }
 }
 

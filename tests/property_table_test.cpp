@@ -22,6 +22,7 @@
 #include "bilevel/inner/registry.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/finite_difference.h"
+#include "bilevel/problem/likelihood.h"
 #include "bilevel/problem/test_problems.h"
 
 namespace bilevel {
@@ -179,6 +180,23 @@ at::Tensor penalty_formula(const Place& p) {
   return (derivative(0.05) - derivative(-0.05)) / 0.1;
 }
 
+// With the Gauss–Newton matrix, as the Hessian of the loss of outputs that are linear in y, and a damping.
+at::Tensor fisher_formula(const Place& p) {
+  const int64_t dy = p.y.size(0);
+  const at::AutoGradMode grad_mode(true);
+  const at::Tensor y = p.y.detach().clone().requires_grad_(true);
+  const at::Tensor z = p.problem.inner_outputs(y, Batch{});
+  std::vector<at::Tensor> J, rows;
+  for (int64_t i = 0; i < z.size(0); ++i) J.push_back(torch::autograd::grad({z[i]}, {y}, {}, /*retain_graph=*/true)[0]);
+  const at::Tensor moved = p.y.detach().clone().requires_grad_(true);
+  const at::Tensor loss =
+      p.problem.inner_loss_of_outputs(p.x, moved, z.detach() + at::stack(J).mv(moved - p.y), Batch{});
+  const at::Tensor gradient = torch::autograd::grad({loss}, {moved}, {}, true, /*create_graph=*/true)[0];
+  for (int64_t i = 0; i < dy; ++i) rows.push_back(torch::autograd::grad({gradient[i]}, {moved}, {}, /*retain_graph=*/true)[0]);
+  const at::Tensor of_rule = p.H - hessian(p.problem, p.x, p.y);  // its weight decay
+  return minus_cross(p, p.y, at::linalg_solve(at::stack(rows) + of_rule + 0.05 * at::eye(dy, p.y.options()), p.b));
+}
+
 // The merge as the paper writes it, by autograd, with the noise that the engine draws.
 at::Tensor evograd_formula(const Place& p) {
   const at::Tensor copies = p.y + 0.1 * EvoGrad({.copies = 3}).noise(Stream(0, "evograd").at(0), p.y.size(0));
@@ -209,11 +227,12 @@ struct EstimatorCase {
   bool convex_only = false;
   bool needs_short_step = false;  // below 2/L, as the inner step size is not with every rule
   bool linear_model_only = false;  // needs outputs, and is what it defines where they are linear in all of y
+  bool needs_likelihood = false;   // of the inner loss
   bool values_alone = false;  // differences of F over σ: in float they drown where clipping leaves little implicit part
   std::string label() const { return label_of(name, keys); }
   bool serves(const Problem& problem) const {
-    return !linear_model_only ||
-           (problem.output_layer() && output_layer_positions(problem).size(0) == problem.inner_layout().size());
+    const bool linear = problem.output_layer() && output_layer_positions(problem).size(0) == problem.inner_layout().size();
+    return (!linear_model_only || linear) && (!needs_likelihood || problem.has_inner_likelihood());
   }
 };
 
@@ -344,6 +363,13 @@ const std::vector<EstimatorCase>& estimator_rows() {
        .tolerance = kSolved,
        .needs_stationary_rule = true,
        .linear_model_only = true},
+      {.name = "fisher",
+       .keys = "labels = \"enumerated\"\nscores = 0\nsteps = 0\ndamping = 0.05",
+       .quantity = "fisher",
+       .reference = fisher_formula,
+       .tolerance = kSolved,
+       .needs_stationary_rule = true,
+       .needs_likelihood = true},
       {.name = "zeroth-order",
        .keys = "samples = 3\nsigma = 0.05",
        .quantity = "zeroth-order",
@@ -493,6 +519,9 @@ class ConstantOuterLoss final : public TestProblem {
   std::optional<OutputLayer> output_layer() const override { return base_->output_layer(); }
   at::Tensor inner_features(const at::Tensor& y, const Batch& b) const override { return base_->inner_features(y, b); }
   at::Tensor outer_features(const at::Tensor& y, const Batch& b) const override { return base_->outer_features(y, b); }
+  int64_t inner_samples() const override { return base_->inner_samples(); }
+  bool has_inner_likelihood() const override { return base_->has_inner_likelihood(); }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override { return base_->inner_likelihood(x, batch); }
 
  private:
   std::unique_ptr<Problem> base_;
@@ -502,9 +531,9 @@ TEST_P(PropertyTable, IsExactlyZeroWhereTheOuterLossDependsOnNothing) {
   const EstimatorCase& row = GetParam();
   const auto estimator = estimator_of(row);
   for (const ProblemCase& problem_row : problem_rows()) {
+    if (!row.serves(*problem_row.make(at::kDouble))) continue;
     for (const RuleCase& rule : rule_rows()) {
       if (row.needs_stationary_rule && rule.stops_anywhere()) continue;
-      if (!row.serves(*problem_row.make(at::kDouble))) continue;
       for (const Cell& cell : cells()) {
         SCOPED_TRACE(fmt::format("{} | {} | {} | {}", row.label(), rule.label(), problem_row.name, cell.label()));
         const ConstantOuterLoss problem(problem_row.make(cell.dtype));
@@ -522,6 +551,7 @@ TEST_P(PropertyTable, GradesNaNBadAndThrowsNothing) {
   const EstimatorCase& row = GetParam();
   const auto estimator = estimator_of(row);
   for (const ProblemCase& problem_row : problem_rows()) {
+    if (!row.serves(*problem_row.make(at::kDouble))) continue;
     for (const RuleCase& rule : rule_rows()) {
       for (const Cell& cell : cells()) {
         SCOPED_TRACE(fmt::format("{} | {} | {} | {}", row.label(), rule.label(), problem_row.name, cell.label()));
@@ -540,7 +570,7 @@ TEST_P(PropertyTable, GradesNaNBadAndThrowsNothing) {
 
 TEST_P(PropertyTable, RefusesARuleThatStopsElsewhereWhereItNeedsTheOptimum) {
   const EstimatorCase& row = GetParam();
-  const auto problem = problem_rows()[row.linear_model_only ? 1 : 0].make(at::kDouble);
+  const auto problem = problem_rows()[row.linear_model_only || row.needs_likelihood ? 1 : 0].make(at::kDouble);
   for (const RuleCase& rule : rule_rows()) {
     EXPECT_EQ(estimator_of(row)->objections(*problem, solver_of(rule)).empty(),
               !(row.needs_stationary_rule && rule.stops_anywhere()))

@@ -61,7 +61,7 @@ Hypergradient mean_of_draws(std::vector<Hypergradient> draws) {
 }
 
 std::string state_slot(int64_t j) { return fmt::format("inner.state.{}", j); }
-std::string memory_slot(int64_t j) { return fmt::format("estimator.{}", j); }
+std::string carried_slot(int64_t s, size_t j) { return fmt::format("estimator.{}.{}", s, j); }
 
 }  // namespace
 
@@ -145,7 +145,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
   Visit visit;
   Hypergradient& mean = visit.mean;
   Tensors y, q;
-  std::vector<Tensors> rule_states, memories;
+  std::vector<Tensors> rule_states, carried;
   std::vector<int64_t> state_steps;
   int64_t inner_steps = 0;
   // A spot check goes back to all of them.
@@ -193,7 +193,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       input.cold_start = !warm;
       input.start = start;
       input.bound = examination.bound && n == 1;
-      for (int64_t j = 0; state.has(memory_slot(j)); ++j) input.memory.push_back(slice_of(state.tensor(memory_slot(j)), s, k));
+      for (size_t j = 0; state.has(carried_slot(s, j)); ++j) input.carried.push_back(state.tensor(carried_slot(s, j)));
       Hypergradient found = estimator_->estimate(input);
       if (draw == 0) inputs.push_back(std::move(given));
       return found;
@@ -224,10 +224,7 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     state_steps.push_back(solution.state_steps);
     inner_steps = std::max(inner_steps, solution.steps);
     if (one.q.defined()) q.push_back(one.q);
-    for (size_t j = 0; j < one.memory.size(); ++j) {
-      if (memories.size() <= j) memories.emplace_back();
-      memories[j].push_back(one.memory[j]);
-    }
+    carried.push_back(one.carried);
     if (examination.metrics) {
       const at::NoGradGuard no_grad;
       for (const auto& [name, value] : problem.metrics(x, solution.y)) visit.metrics[name] += value / static_cast<double>(k);
@@ -285,7 +282,9 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
 
   state.set("y", entry_of(y));
   if (mean.q.defined()) state.set("q", mean.q);
-  for (size_t j = 0; j < memories.size(); ++j) state.set(memory_slot(static_cast<int64_t>(j)), entry_of(memories[j]));
+  for (size_t s = 0; s < carried.size(); ++s) {
+    for (size_t j = 0; j < carried[s].size(); ++j) state.set(carried_slot(static_cast<int64_t>(s), j), carried[s][j]);
+  }
   if (options_.carry_rule_state) {
     for (size_t j = 0; j < rule_states.front().size(); ++j) {
       Tensors slot;

@@ -52,9 +52,10 @@ struct Examination {
 ///     y_k ≈ y*(x_k);  d_k ≈ dF/dx(x_k);  x_{k+1} = P(x_k + outer step along d_k)
 ///
 /// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the
-/// State holds `inner_step` (batches and noise go on with it), `q` and `estimator.…` where the estimator has them, `inner.state…` where
-/// the rule's state is carried, and what the outer optimizer keeps. y, q and the rule's state are [d], or [k, d] for k inner problems.
-/// `damping`, where present, is handed to the estimator. A hypergradient that is not finite is reported and does not move x.
+/// State holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's
+/// state is carried, `estimator.s.j` where the estimator carries something on for inner problem s, and what the outer optimizer keeps.
+/// y, q and the rule's state are [d], or [k, d] for k inner problems. `damping`, where present, is handed to the
+/// estimator. A hypergradient that is not finite is reported and does not move x.
 class DoubleLoop final : public Algorithm {
  public:
   /// Keeps a reference to `oracle`. Throws Error with the estimator's objections, and for a warm start where y₀ depends on x.

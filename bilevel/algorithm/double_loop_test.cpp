@@ -277,12 +277,12 @@ outer = { rule = "adam", lr = 0.1 }
 )");
   State whole = loop->init();
   loop->step(whole, 3);
-  EXPECT_EQ(whole.tensor("estimator.3").item<int64_t>(), 9);
+  EXPECT_EQ(whole.tensor("estimator.0.3").item<int64_t>(), 9);
   const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-memory-{}", getpid())).string();
   save_state(whole, path);
   State resumed = load_state(path), forgetful = load_state(path);
   std::filesystem::remove(path);
-  for (const char* entry : {"estimator.0", "estimator.1", "estimator.2", "estimator.3"}) forgetful.erase(entry);
+  for (const char* entry : {"estimator.0.0", "estimator.0.1", "estimator.0.2", "estimator.0.3"}) forgetful.erase(entry);
   for (State* state : {&whole, &resumed, &forgetful}) loop->step(*state, 3);
   for (const auto& [name, value] : whole.values()) {
     const auto* tensor = std::get_if<at::Tensor>(&value);
@@ -300,8 +300,8 @@ class Remembering final : public Estimator {
     const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
     Hypergradient h;
     h.value = h.direct = outer.x;
-    const at::Tensor before = in.memory.empty() ? at::zeros({2}, at::kLong) : in.memory[0];
-    h.memory = {at::stack({at::full({}, in.outer_batch.slice, at::kLong), before[1] + 1})};
+    const at::Tensor before = in.carried.empty() ? at::zeros({2}, at::kLong) : in.carried[0];
+    h.carried = {at::stack({at::full({}, in.outer_batch.slice, at::kLong), before[1] + 1})};
     return h;
   }
 };
@@ -319,7 +319,37 @@ outer = { rule = "sgd", lr = 0.1 }
                         {.start = Start::kCold});
   State state = loop.init();
   loop.step(state, 5);
-  EXPECT_TRUE(at::equal(state.tensor("estimator.0"), at::stack({at::arange(4, at::kLong), at::full({4}, 5, at::kLong)}, 1)));
+  for (int64_t s = 0; s < 4; ++s) {
+    EXPECT_TRUE(at::equal(state.tensor(fmt::format("estimator.{}.0", s)), at::tensor({s, int64_t{5}}, at::kLong)));
+  }
+}
+
+// The state holds what the estimator carries on: without it the end is another.
+TEST(DoubleLoop, GoesOnFromWhatAnEstimatorCarriesBitForBit) {
+  const LogisticWeightsProblem problem;
+  for (const char* form : {"window", "dense"}) {
+    SCOPED_TRACE(form);
+    const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 0.5, steps = 4, batch = 7 }}
+hypergradient = {{ estimator = "fisher", form = "{}", scores = 3, smoothing = 0.9 }}
+outer = {{ rule = "adam", lr = 0.1 }}
+)",
+                                         form));
+    State whole = loop->init();
+    loop->step(whole, 3);
+    const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-{}", getpid())).string();
+    save_state(whole, path);
+    State resumed = load_state(path), forgetful;
+    std::filesystem::remove(path);
+    for (const auto& [name, value] : resumed.values()) {
+      if (!name.starts_with("estimator.")) forgetful.set(name, value);
+    }
+    for (State* one : {&whole, &resumed, &forgetful}) loop->step(*one, 4);
+    EXPECT_TRUE(whole.has("estimator.0.0"));
+    EXPECT_TRUE(at::equal(whole.tensor("estimator.0.0"), resumed.tensor("estimator.0.0")));
+    EXPECT_TRUE(at::equal(whole.tensor("x"), resumed.tensor("x")));
+    EXPECT_FALSE(at::equal(whole.tensor("x"), forgetful.tensor("x")));
+  }
 }
 
 TEST(DoubleLoop, EvaluatesWithoutAnUpdateAndLeavesTheInnerSolution) {

@@ -47,7 +47,7 @@ struct Hypergradient {
   at::Tensor value;                       // [dx]
   at::Tensor direct;                      // ∂x f [dx]; value − direct is the implicit part
   at::Tensor q;                           // ≈ +H⁻¹∂y f [dy] where the estimator has one; warm-starts the next solve
-  Tensors memory;                         // what the estimator wants to be given at the next outer step, of the same shapes each time
+  Tensors carried;                        // what the estimator goes on from at the next outer step, of any shapes
   double inner_loss = 0, outer_loss = 0;  // at the y that was reached
   Grade grade = Grade::kOk;
   std::string message;  // one sentence
@@ -70,7 +70,7 @@ struct EstimatorInput {
   InnerStart start = {};   // where the solve began: estimators that solve again begin there
   std::optional<Batch> hvp_batch = {};    // of the products with ∂y r in a linear solve; none: inner_batch
   std::optional<Batch> cross_batch = {};  // of the product with ∂x r; none: inner_batch
-  Tensors memory = {};                    // Hypergradient::memory of the outer step before; empty: none yet
+  Tensors carried = {};                   // Hypergradient::carried of the outer step before, for the same inner problem; empty: none
 
   const Batch& batch_of_hvps() const { return hvp_batch ? *hvp_batch : inner_batch; }
   const Batch& batch_of_cross_product() const { return cross_batch ? *cross_batch : inner_batch; }

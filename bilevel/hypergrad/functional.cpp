@@ -155,9 +155,9 @@ at::Tensor Functional::head(const EstimatorInput& in, OutputSpace& space, Hyperg
 // w, Adam's moments, and the number of steps they have seen, from where the outer step before has left them.
 Tensors Functional::train(const EstimatorInput& in, OutputSpace& space) const {
   const AdamRule adam({.lr = options_.adjoint_lr});
-  at::Tensor w = in.memory.empty() ? in.oracle.problem().initial_inner(in.x, in.inner_batch.slice).detach() : in.memory[0];
-  Tensors moments = in.memory.empty() ? adam.fresh_state(w) : Tensors{in.memory[1], in.memory[2]};
-  int64_t t = in.memory.empty() ? 0 : in.memory[3].item<int64_t>();
+  at::Tensor w = in.carried.empty() ? in.oracle.problem().initial_inner(in.x, in.inner_batch.slice).detach() : in.carried[0];
+  Tensors moments = in.carried.empty() ? adam.fresh_state(w) : Tensors{in.carried[1], in.carried[2]};
+  int64_t t = in.carried.empty() ? 0 : in.carried[3].item<int64_t>();
   const Tensors h = adam.default_h(w);
   for (int64_t k = 0; k < options_.adjoint_steps; ++k, ++t) {
     RuleOutput next = adam.step({.y = w, .state = moments, .gradient = space.adjoint_loss(w).y, .h = h, .step = t});
@@ -193,11 +193,11 @@ Hypergradient Functional::estimate(const EstimatorInput& in) const {
     h.value = outer.x + space->head_cross(v);
     if (v.size(0) < in.solution.y.size(0)) h.certificate.bias = "the adjoint is sought among heads on the last layer's features";
   } else {
-    h.memory = train(in, *space);
-    h.value = outer.x + space->cross(h.memory[0]);
+    h.carried = train(in, *space);
+    h.value = outer.x + space->cross(h.carried[0]);
     h.certificate.bias = "the adjoint is what a network has reached";
-    h.message = fmt::format("The adjoint is a network after {} steps of Adam.", h.memory[3].item<int64_t>());
-    if (in.bound && problem.output_layer()) compare(in, *space, h.memory[0], h);
+    h.message = fmt::format("The adjoint is a network after {} steps of Adam.", h.carried[3].item<int64_t>());
+    if (in.bound && problem.output_layer()) compare(in, *space, h.carried[0], h);
   }
   check_finite(h, in.solution);
   return h;

@@ -32,7 +32,7 @@ void read(Section& section, FunctionalOptions& options);
 /// one does no harm. Its minimiser over all functions has ∂F for a model that can be any function; what is found is the minimiser over
 /// heads, or what a network has reached. On a linear model the head is `implicit` with the exact solution.
 ///
-/// The network's weights and Adam's moments go on from step to step (Hypergradient::memory). A weight decay of the loss or of the
+/// The network's weights and Adam's moments go on from step to step (Hypergradient::carried). A weight decay of the loss or of the
 /// rule, which is no function of outputs, counts for the head's own weights and for no others; parts of x that move the inner problem by
 /// such alone are refused. BAD where the head's system cannot be solved, WARN where the network's adjoint is far from the head's.
 class Functional final : public Estimator {

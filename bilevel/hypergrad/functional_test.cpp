@@ -26,7 +26,7 @@ constexpr FunctionalOptions kExactHead{.damping = 0};
 struct At {
   at::Tensor x, y;
   Batch inner = {}, outer = {};
-  Tensors memory = {};
+  Tensors carried = {};
   bool bound = false;
 };
 
@@ -37,7 +37,7 @@ Hypergradient at_point(const Functional& functional, const Problem& problem, con
   solution.y = at.y;
   solution.status = Status::kConverged;
   EstimatorInput input{oracle != nullptr ? *oracle : plain, solver, at.x, solution, at.inner, at.outer, {}};
-  input.memory = at.memory;
+  input.carried = at.carried;
   input.bound = at.bound;
   return functional.estimate(input);
 }
@@ -134,9 +134,9 @@ TEST(Functional, TrainsTheNetworkToTheAdjointInClosedForm) {
   const Instruments problem;
   const at::Tensor x = problem.initial_outer(), y = problem.solution(x), a = problem.adjoint(y);
   const Hypergradient h = at_point(Functional(network(4000, 0.02)), problem, {x, y});
-  ASSERT_EQ(h.memory.size(), 4u);
-  EXPECT_LT(relative_error(h.memory[0], a), 1e-4);
-  EXPECT_EQ(h.memory[3].item<int64_t>(), 4000);
+  ASSERT_EQ(h.carried.size(), 4u);
+  EXPECT_LT(relative_error(h.carried[0], a), 1e-4);
+  EXPECT_EQ(h.carried[3].item<int64_t>(), 4000);
 }
 
 TEST(Functional, LeavesTheModelAndItsSamplesApart) {
@@ -208,7 +208,7 @@ TEST(Functional, GoesOnWithWeightsAndMomentsFromTheStepBefore) {
   const Functional half(network(10, 1e-2));
   At at{x, y};
   const Hypergradient first = at_point(half, problem, at);
-  at.memory = first.memory;
+  at.carried = first.carried;
   const Hypergradient second = at_point(half, problem, at);
   EXPECT_TRUE(at::equal(second.value, whole.value));
   EXPECT_GT(relative_error(first.value, whole.value), 1e-3);
@@ -233,7 +233,7 @@ TEST(Functional, TellsHowFarTheNetworksAdjointLags) {
   double before = 0;
   for (const int64_t steps : {3, 30, 1000}) {
     const Hypergradient found = at_point(Functional(network(steps, 1e-2)), instruments, {u, h, {}, {}, {}, true});
-    const at::Tensor w = found.memory[0];
+    const at::Tensor w = found.carried[0];
     const double by_hand = ((samples * w).dot(a) / ((samples * w).dot(w) * (samples * a).dot(a)).sqrt()).item<double>();
     EXPECT_NEAR(*found.certificate.adjoint_cosine, by_hand, 1e-5);
     EXPECT_GT(by_hand, before);

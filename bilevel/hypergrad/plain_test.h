@@ -69,7 +69,7 @@ struct Extras {
 Hypergradient estimate(const Estimator& estimator, const Problem& problem, const InnerSolver& solver, const at::Tensor& x,
                        const Extras& extras = {});
 
-/// Expects zero, the direct term and every estimator of the registry other than `own` to be farther than `distance`, relative,
+/// Expects zero, the direct term and every estimator of the registry that serves here, other than `own`, to be farther than `distance`, relative,
 /// from `expected`, which `own` defines.
 void expect_nothing_else_gives(const at::Tensor& expected, const std::string& own, const Problem& problem,
                                const InnerSolver& solver, const at::Tensor& x, double distance);

@@ -8,6 +8,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/evograd.h"
+#include "bilevel/hypergrad/fisher.h"
 #include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/functional.h"
 #include "bilevel/hypergrad/identity.h"
@@ -62,6 +63,8 @@ const std::vector<Maker>& makers() {
        make<Forward, ForwardOptions>},
       {{"implicit", "implicit function theorem with a linear solver (cg, neumann, dense, …); exact for F at the inner optimum"},
        make_implicit},
+      {{"fisher", "the inner Fisher information, from scores along the inner solve, for the Hessian; no second derivatives by y"},
+       make<Fisher, FisherOptions>},
       {{"one-step", "derivative of the last inner step only"}, [](Section&) { return std::make_unique<OneStep>(); }},
       {{"t1-t2", "one gradient step for the inverse Hessian, cross product before the last step"},
        [](Section&) { return std::make_unique<T1T2>(); }},

@@ -155,15 +155,22 @@ void Trajectory::record_in_slots(const Point& before, int64_t t) {
   kept_.push_back({t, before, nullptr});
 }
 
-Step Trajectory::take(int64_t t) {
+Trajectory::Kept Trajectory::due(int64_t t) {
   const int64_t due = next_ < 0 ? steps_ - 1 : next_;
   require(t == due && t >= first(),
           fmt::format("Trajectory::take: step {} was asked for, but step {} is due, of {} to {}.", t, due, first(), steps_ - 1));
   next_ = t - 1;
-  Kept kept = pop(t);
+  return pop(t);
+}
+
+Batch Trajectory::batch(int64_t t) const { return solver_.batch(context_.first_step + t, context_.slice); }
+
+Point Trajectory::take_point(int64_t t) { return due(t).point; }
+
+Step Trajectory::take(int64_t t) {
+  Kept kept = due(t);
   if (!kept.linearization) {
-    kept.linearization =
-        context_.oracle.linearize_inner(context_.x, kept.point.y, solver_.batch(context_.first_step + t, context_.slice));
+    kept.linearization = context_.oracle.linearize_inner(context_.x, kept.point.y, batch(t));
   }
   at::Tensor gradient = kept.linearization->residual();
   return {solver_.input(context_, kept.point, t, std::move(gradient)), std::move(kept.linearization)};
@@ -175,7 +182,7 @@ RuleInput Trajectory::last_input() const {
   require(current_ || kept_.back().t == t, "Trajectory::last_input: the point before the last step was not kept.");
   const Point& point = current_ ? *current_ : kept_.back().point;
   return solver_.input(context_, point, t,
-                       context_.oracle.inner(context_.x, point.y, solver_.batch(context_.first_step + t, context_.slice)).y);
+                       context_.oracle.inner(context_.x, point.y, batch(t)).y);
 }
 
 Trajectory::Kept Trajectory::pop(int64_t t) {

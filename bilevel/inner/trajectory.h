@@ -85,6 +85,10 @@ class Trajectory {
   void record(const Point& before, std::unique_ptr<Linearization> linearization);
   /// Throws Error out of turn.
   Step take(int64_t t);
+  /// As `take`, for who wants no derivatives: the point before step t.
+  Point take_point(int64_t t);
+  /// The batch of step t.
+  Batch batch(int64_t t) const;
   /// What the last step depended on, at the price of its gradient: no derivative of second order is taken.
   RuleInput last_input() const;
 
@@ -96,6 +100,7 @@ class Trajectory {
   };
   void divide_budget(int64_t steps);
   void record_in_slots(const Point& before, int64_t t);
+  Kept due(int64_t t);
   Kept pop(int64_t t);
   Kept pop_from_slots(int64_t t);
   void replay_up_to(int64_t t);

@@ -114,6 +114,11 @@ std::unique_ptr<JointPass> CountedOracle::joint_pass() const {
   return std::make_unique<CountedJointPass>(oracle_.joint_pass(), meter_);
 }
 
+at::Tensor CountedOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
+  meter_->add(&Cost::gradients);
+  return oracle_.scores(x, y, batch, labels);
+}
+
 std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                               const Batch& batch) const {
   meter_->add(&Cost::gradients);

@@ -6,11 +6,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
 #include "bilevel/core/error.h"
 #include "bilevel/oracle/output_space.h"
+#include "bilevel/problem/likelihood.h"
 
 namespace bilevel {
 namespace {
@@ -361,6 +363,22 @@ std::unique_ptr<OutputSpace> DistributedOracle::output_space(const at::Tensor& x
   const Share inner = shares_->inner(samples.inner), outer = shares_->outer(samples.outer);
   const OutputSamples own{inner.batch, outer.batch, samples.inner_weight * inner.weight, samples.outer_weight * outer.weight};
   return std::make_unique<SharedOutputSpace>(shares_, oracle_.output_space(x, y, own), samples.inner);
+}
+
+at::Tensor DistributedOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
+  const at::NoGradGuard no_grad;
+  Share share = shares_->inner(batch);
+  share.batch.seed = batch.seed;  // a sample's label is drawn alike whoever has the sample
+  const Likelihood likelihood = problem().inner_likelihood(x, batch);
+  const at::Tensor all = at::zeros({likelihood.weights.size(0), labels_of_each(likelihood, labels), y.size(0)}, y.options());
+  if (share.weight != 0) {
+    const at::Tensor numbers = batch.full() ? at::arange(all.size(0), at::kLong) : batch.samples;
+    // 1/B stands in the weights, of a share as of the batch.
+    all.index_copy_(0, at::isin(numbers, share.batch.samples.defined() ? share.batch.samples : numbers).nonzero().squeeze(1),
+                    std::sqrt(share.weight) * oracle_.scores(x, y, share.batch, labels));
+  }
+  shares_->sum({all});
+  return all;
 }
 
 std::unique_ptr<JointPass> DistributedOracle::joint_pass() const {

@@ -34,6 +34,8 @@ class DistributedOracle final : public Oracle {
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  /// Each process those of its own samples, and one exchange that brings them together.
+  at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const override;
   /// One exchange for all that a pass gives.
   std::unique_ptr<JointPass> joint_pass() const override;
   at::Tensor whole(const at::Tensor& x_bar) const override;

@@ -23,6 +23,7 @@
 #include "bilevel/oracle/native_coefficients.h"
 #include "bilevel/oracle/native_kernels.h"
 #include "bilevel/oracle/output_space.h"
+#include "bilevel/problem/likelihood.h"
 #include "bilevel/problem/linear_form.h"
 
 namespace bilevel {
@@ -651,6 +652,22 @@ at::Tensor NativeOracle::outer_value(const at::Tensor& x, const at::Tensor& y, c
 
 std::unique_ptr<OutputSpace> NativeOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
   return autodiff_.output_space(x, y, samples);
+}
+
+// z = W a + c, and s = (D a_iᵀ row by row, then D) for each D = √(w_i p) ∂z ℓ.
+at::Tensor NativeOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
+  const LinearForm* form = problem().inner_linear_form();
+  if (form == nullptr || form->models != 1 || form->features.layout() != at::kStrided) return autodiff_.scores(x, y, batch, labels);
+  check_point(problem(), x, y, "NativeOracle::scores");
+  const at::NoGradGuard no_grad;
+  const at::Tensor samples = batch.full() ? at::arange(form->features.size(0), at::kLong) : batch.samples;
+  const at::Tensor a = batch.full() ? form->features : form->features.index_select(0, samples);
+  const int64_t rows = form->outputs * a.size(1);
+  const at::Tensor Wa = y.narrow(0, 0, rows).view({form->outputs, a.size(1)}).mm(a.t());
+  const at::Tensor z = form->bias ? Wa + y.narrow(0, rows, form->outputs).unsqueeze(1) : Wa;
+  const at::Tensor D = output_scores(problem().inner_likelihood(x, batch), z, labels, batch.seed, samples).permute({2, 0, 1});
+  const at::Tensor by_W = (D.unsqueeze(3) * a.unsqueeze(1).unsqueeze(1)).flatten(2);
+  return form->bias ? at::cat({by_W, D}, 2) : by_W;
 }
 
 std::unique_ptr<JointPass> NativeOracle::joint_pass() const {

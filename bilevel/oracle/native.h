@@ -30,6 +30,8 @@ class NativeOracle final : public Oracle {
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  /// Outer products of output scores and features.
+  at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const override;
   /// One pass over the batch's features for all three products, without an allocation.
   std::unique_ptr<JointPass> joint_pass() const override;
 

@@ -7,6 +7,8 @@
 
 namespace bilevel {
 
+enum class Labels;
+
 struct Vjp {
   at::Tensor y;  // (∂y r)ᵀ w [dy]
   at::Tensor x;  // (∂x r)ᵀ w [dx]
@@ -68,6 +70,15 @@ class Oracle {
   virtual at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
   virtual at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
   virtual at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const = 0;
+
+  /// Gradients of the single samples of the inner likelihood (problem/likelihood.h),
+  ///
+  ///     s = √(w_i p) ∂y ℓ(z_i(y), t)   [B, k, dy],
+  ///
+  /// for k labels t of each of the batch's samples. Their outer products sum up to the batch's Fisher information, or to an estimate
+  /// of it. Labels are drawn by the batch's seed and the number of the sample. For problems with an inner likelihood; here one sample
+  /// after the other, which is the arithmetic of one gradient.
+  virtual at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const;
 
   /// By the calls above unless an oracle has a shorter way. The oracle must outlive it.
   virtual std::unique_ptr<JointPass> joint_pass() const;

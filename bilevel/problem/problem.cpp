@@ -6,6 +6,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/problem/inner_constraints.h"
+#include "bilevel/problem/likelihood.h"
 
 namespace bilevel {
 
@@ -53,6 +54,14 @@ at::Tensor Problem::inner_features(const at::Tensor& /*y*/, const Batch& /*batch
 
 at::Tensor Problem::outer_features(const at::Tensor& /*y*/, const Batch& /*batch*/) const {
   throw Error("Problem::outer_features: this problem offers no output layer (Problem::output_layer).");
+}
+
+Likelihood Problem::inner_likelihood(const at::Tensor& /*x*/, const Batch& /*batch*/) const {
+  throw Error("Problem::inner_likelihood: this problem does not offer its inner loss as a likelihood.");
+}
+
+at::Tensor Problem::likelihood_outputs(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& batch) const {
+  return inner_outputs(y, batch);
 }
 
 Problem::Preconditioner Problem::inner_preconditioner(const at::Tensor& /*x*/) const { return {}; }

@@ -16,6 +16,7 @@ namespace bilevel {
 
 struct LinearForm;
 struct InnerConstraints;
+struct Likelihood;
 
 /// A bilevel problem: minimise over x  f(x, y*(x)),  y*(x) = argmin over y of g(x, y).
 ///
@@ -97,6 +98,13 @@ class Problem {
   virtual std::optional<OutputLayer> output_layer() const { return std::nullopt; }
   virtual at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const;
   virtual at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const;
+
+  /// g as a negative log-likelihood of outputs (problem/likelihood.h), for methods that build on the Fisher information. The
+  /// outputs of one sample must depend on that sample alone.
+  virtual bool has_inner_likelihood() const { return false; }
+  virtual Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const;
+  /// Its z: the outputs above, unless x is in them (samples that are learned).
+  virtual at::Tensor likelihood_outputs(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
 
   /// v ↦ M⁻¹ v with M symmetric positive definite and near the inner Hessian at x for every y; empty where none is offered. It
   /// speeds up solvers, and changes no solution.

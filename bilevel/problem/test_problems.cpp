@@ -6,6 +6,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/problem/likelihood.h"
 
 namespace bilevel {
 namespace {
@@ -101,6 +102,11 @@ at::Tensor RidgeProblem::inner_loss_of_outputs(const at::Tensor& x, const at::Te
   return 0.5 * (outputs - rows(t_, batch)).square().mean() + 0.5 * (x.exp() * y.square()).sum();
 }
 
+Likelihood RidgeProblem::inner_likelihood(const at::Tensor& x, const Batch& batch) const {
+  const at::Tensor t = rows(t_, batch);
+  return {Loss::Kind::kSquared, 1, t.unsqueeze(0), at::ones_like(t) / static_cast<double>(t.size(0)), x.exp()};
+}
+
 at::Tensor RidgeProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
@@ -156,6 +162,12 @@ at::Tensor LogisticWeightsProblem::inner_outputs(const at::Tensor& y, const Batc
 at::Tensor LogisticWeightsProblem::inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                                          const Batch& batch) const {
   return (rows(x, batch).sigmoid() * logistic_losses(outputs, rows(t_, batch))).mean() + 0.5 * ridge_ * y.square().sum();
+}
+
+Likelihood LogisticWeightsProblem::inner_likelihood(const at::Tensor& x, const Batch& batch) const {
+  const at::Tensor t = rows(t_, batch);
+  return {Loss::Kind::kLogistic, 1, (2 * t - 1).unsqueeze(0), rows(x, batch).sigmoid() / static_cast<double>(t.size(0)),
+          at::full({X_.size(1)}, ridge_, x.options())};
 }
 
 at::Tensor LogisticWeightsProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
@@ -241,6 +253,16 @@ at::Tensor MlpProblem::inner_loss_of_outputs(const at::Tensor& x, const at::Tens
   return 0.5 * (rows(outer[0], batch).sigmoid() * (outputs - rows(t_, batch)).square()).mean() +
          0.5 * (ridge[0] * (inner[0].square().sum() + inner[1].square().sum()) +
                 ridge[1] * (inner[2].square().sum() + inner[3].square().sum()));
+}
+
+Likelihood MlpProblem::inner_likelihood(const at::Tensor& x, const Batch& batch) const {
+  const auto outer = outer_layout_.split(x);
+  const at::Tensor t = rows(t_, batch), ridge = outer[1].exp();
+  std::vector<at::Tensor> ridges;
+  for (size_t p = 0; p < inner_layout_.parts().size(); ++p) {
+    ridges.push_back(ridge[p < 2 ? 0 : 1].expand({inner_layout_.parts()[p].size}));
+  }
+  return {Loss::Kind::kSquared, 1, t.unsqueeze(0), rows(outer[0], batch).sigmoid() / static_cast<double>(t.size(0)), at::cat(ridges)};
 }
 
 at::Tensor MlpProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

@@ -76,6 +76,8 @@ class RidgeProblem final : public TestProblem {
   std::optional<OutputLayer> output_layer() const override { return OutputLayer{"weight", ""}; }
   at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x) const;
   at::Tensor solution(const at::Tensor& x) const;
@@ -113,6 +115,8 @@ class LogisticWeightsProblem final : public TestProblem {
   std::optional<OutputLayer> output_layer() const override { return OutputLayer{"weight", ""}; }
   at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
   at::Tensor hessian(const at::Tensor& x, const at::Tensor& y) const;
   at::Tensor solution(const at::Tensor& x) const;  // by Newton's method
@@ -150,6 +154,8 @@ class MlpProblem final : public TestProblem {
   std::optional<OutputLayer> output_layer() const override { return OutputLayer{"output.weight", "output.bias"}; }
   at::Tensor inner_features(const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_features(const at::Tensor& y, const Batch& batch) const override;
+  bool has_inner_likelihood() const override { return true; }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override;
 
  private:
   at::Tensor hidden(const at::Tensor& y, const at::Tensor& X) const;  // [hidden, n]

@@ -98,7 +98,7 @@ def hypergradient(
         solved: y is the inner solution already; nothing is solved.
         inner_data, outer_data: a tensor, or a tuple or dictionary of tensors with one row a sample, from which the losses' batches
             are drawn; all rows unless the options say otherwise.
-        initial_inner: y₀ as a function of x (few-shot learning), differentiated by the unrolled estimator.
+        initial_inner: y₀ as a function of x (few-shot learning), differentiated by unrolled, forward and moreau.
         random: the losses draw random numbers (dropout); they are then called with torch's generators seeded.
         oracle: who differentiates the losses: "autodiff" ("auto" is the same here), "finite-difference", or "compiled": programs that
             are compiled once and kept in a cache, for small models several times faster. A :class:`Compiled` spares calls in a loop the

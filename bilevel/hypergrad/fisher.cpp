@@ -1,0 +1,167 @@
+// A batch of m samples, drawn from a step's batch, has weights w_i/m, so that SᵀS of its scores estimates the Fisher information of all
+// samples without bias; the tracker takes the mean over steps.
+//
+// Beside the likelihood a ridge λ is in the Hessian, and what the inner rule adds to the gradient: with r̂ as in optimality.h,
+// ∂y r̂ = F + diag(λ + shift).
+#include "bilevel/hypergrad/fisher.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "bilevel/core/error.h"
+#include "bilevel/core/stream.h"
+#include "bilevel/hypergrad/assembly.h"
+#include "bilevel/hypergrad/optimality.h"
+
+namespace bilevel {
+namespace {
+
+/// r with nothing but the ridge in its derivative by y.
+class RidgeAlone final : public Linearization {
+ public:
+  RidgeAlone(Linearization& r, const at::Tensor& ridge) : r_(r), ridge_(ridge) {}
+  at::Tensor value() override { return r_.value(); }
+  at::Tensor residual() override { return r_.residual(); }
+  at::Tensor grad_x() override { return r_.grad_x(); }
+  at::Tensor jvp_y(const at::Tensor& v) override { return ridge_ * v; }
+  Vjp vjp(const at::Tensor& w) override { return {ridge_ * w, r_.vjp(w).x}; }
+  at::Tensor jvp_x(const at::Tensor& u) override { return r_.jvp_x(u); }
+  at::Tensor gauss_newton(const at::Tensor& v) override { return ridge_ * v; }
+
+ private:
+  Linearization& r_;
+  const at::Tensor ridge_;
+};
+
+Batch some_of(Batch batch, int64_t count, Draw draw, int64_t all) {
+  const int64_t n = batch.full() ? all : batch.samples.size(0);
+  if (count > 0 && count < n) {
+    const at::Tensor which = draw.integers(n, {count});
+    batch.samples = batch.full() ? which : batch.samples.index_select(0, which.to(batch.samples.device()));
+  }
+  batch.seed = draw.seed();
+  return batch;
+}
+
+}  // namespace
+
+std::vector<std::string> FisherOptions::violations() const {
+  std::vector<std::string> found;
+  if (scores < 0) found.push_back(fmt::format("scores should be at least 0 (all samples of the batch), got {}.", scores));
+  if (steps < 0) found.push_back(fmt::format("steps should be at least 0 (the end of the solve alone), got {}.", steps));
+  if (window < 1) found.push_back(fmt::format("window should be at least 1, got {}.", window));
+  if (!(smoothing > 0 && smoothing < 1)) {
+    found.push_back(fmt::format("smoothing should lie between 0 and 1, both excluded, got {}.", smoothing));
+  }
+  if (!(damping >= 0 && std::isfinite(damping))) found.push_back(fmt::format("damping should be at least 0, got {}.", damping));
+  return found;
+}
+
+void read(Section& section, FisherOptions& options) {
+  std::string form = options.form == FisherOptions::Form::kDense ? "dense" : "window";
+  section.read_choice("form", form, {"window", "dense"});
+  options.form = form == "dense" ? FisherOptions::Form::kDense : FisherOptions::Form::kWindow;
+  const std::vector<std::string> names = {"observed", "sampled", "enumerated"};  // in the order of Labels
+  std::string labels = names[static_cast<size_t>(options.labels)];
+  section.read_choice("labels", labels, names);
+  options.labels = static_cast<Labels>(std::find(names.begin(), names.end(), labels) - names.begin());
+  section.read("scores", options.scores);
+  section.read("steps", options.steps);
+  section.read("window", options.window);
+  section.read("smoothing", options.smoothing);
+  section.read("damping", options.damping);
+  section.check(options.violations());
+}
+
+Fisher::Fisher(FisherOptions options) : options_(options) {
+  for (const auto& violation : options_.violations()) throw Error("Fisher: " + violation);
+}
+
+TrajectoryPolicy Fisher::trajectory() const {
+  return {.keep = options_.steps > 0, .memory = Memory::kStates, .last = options_.steps};
+}
+
+std::vector<std::string> Fisher::objections(const Problem& problem, const InnerSolver& solver) const {
+  if (!problem.has_inner_likelihood() || problem.inner_samples() == 0) {
+    return {
+        "\"fisher\" needs an inner loss that is a negative log-likelihood of samples (Problem::has_inner_likelihood), and this problem "
+        "does not offer it as one. Use estimator = \"implicit\"."};
+  }
+  std::vector<std::string> objections = object_to_parts_beyond_the_inner_problem(problem, solver);
+  for (auto& one : object_to_constraints(problem, name())) objections.push_back(std::move(one));
+  if (!solver.stops_at_stationarity()) {
+    objections.push_back(fmt::format(
+        "Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to differentiate. Use "
+        "amsgrad = false, or estimator = \"unrolled\".",
+        solver.name()));
+  }
+  return objections;
+}
+
+// Of each point that the inner solve went through, the oldest first, or of its end where no way there was kept.
+std::vector<at::Tensor> Fisher::blocks(const EstimatorInput& in) const {
+  const Stream stream(in.inner_batch.seed, "fisher");
+  const int64_t n = in.oracle.problem().inner_samples();
+  const auto block = [&](const at::Tensor& y, const Batch& batch, int64_t t) {
+    return in.oracle.scores(in.x, y, some_of(batch, options_.scores, stream.at(t), n), options_.labels).flatten(0, 1);
+  };
+  std::vector<at::Tensor> found;
+  Trajectory* trajectory = in.solution.trajectory.get();
+  if (trajectory == nullptr || trajectory->size() == 0) {
+    found.push_back(block(in.solution.y, in.inner_batch, 0));
+    return found;
+  }
+  for (int64_t t = trajectory->size() - 1; t >= trajectory->first(); --t) {
+    found.push_back(block(trajectory->take_point(t).y, trajectory->batch(t), t));
+  }
+  std::reverse(found.begin(), found.end());
+  return found;
+}
+
+std::unique_ptr<InverseTracker> Fisher::tracker(const EstimatorInput& in, int64_t block_rows) const {
+  // What a solve from y₀ went through says nothing of where the next one goes.
+  const Tensors before = in.cold_start ? Tensors{} : in.carried;
+  if (options_.form == FisherOptions::Form::kDense) return std::make_unique<SmoothedInverse>(options_.smoothing, before);
+  return std::make_unique<WindowedInverse>(options_.window, block_rows, before);
+}
+
+Hypergradient Fisher::estimate(const EstimatorInput& in) const {
+  const at::NoGradGuard no_grad;
+  const Problem& problem = in.oracle.problem();
+  const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
+  Hypergradient h = direct_term(in, outer, "F, with the Fisher information for the Hessian");
+  h.certificate.bias = "the Fisher information of scores along the inner solve stands for the Hessian";
+  h.certificate.bound_reason = "No bound: the Fisher information stands for the Hessian.";
+  h.q = at::zeros_like(outer.y);
+
+  const auto r = in.oracle.linearize_inner(in.x, in.solution.y, in.batch_of_cross_product());
+  RidgeAlone ridge_alone(*r, problem.inner_likelihood(in.x, in.inner_batch).ridge);
+  const Optimality moved = optimality(in.solver, problem, in.x, in.solution.y, ridge_alone);
+  Linearization& optimum = moved.linearization ? *moved.linearization : ridge_alone;
+  const at::Tensor ridge = optimum.jvp_y(at::ones_like(outer.y)) + (options_.damping + in.damping);
+  if (!optimum.symmetric() || !ridge.gt(0).all().item<bool>()) {
+    demote(h, Grade::kBad,
+           "What stands beside the likelihood in the inner problem is no positive ridge for each weight: give damping, or a smaller step "
+           "where a decoupled decay is far from rest.");
+    check_finite(h, in.solution);
+    return h;
+  }
+
+  const std::vector<at::Tensor> scores = blocks(in);
+  const auto inverse = tracker(in, scores.front().size(0));
+  const bool positive = inverse->add(scores, ridge);
+  if (positive) h.q = inverse->solve(outer.y, ridge);
+  h.carried = inverse->state();
+  h.value = outer.x - optimum.vjp(h.q).x;
+  h.message = fmt::format("The Fisher information of {} scores along {} inner steps stands for the Hessian; no product with the Hessian.",
+                          scores.size() * static_cast<size_t>(scores.front().size(0)), in.solution.trajectory ? scores.size() : 0);
+  if (!positive) demote(h, Grade::kBad, "The smoothed Fisher information is not positive definite to rounding: give more damping.");
+  check_finite(h, in.solution);
+  return h;
+}
+
+}  // namespace bilevel

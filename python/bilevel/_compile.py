@@ -62,7 +62,8 @@ class Programs:
             raise _engine.Error(f'oracle = "compiled": programs are compiled for the CPU, and x is on {x.device}; use oracle = "autodiff".')
         which = "outer_loss" if kind == "outer" else "inner_loss"
         data: list[Tensor] = self._losses.data(which) if isinstance(self._losses, Problem) else []
-        key = (which, None if samples is None else len(samples), x.dtype, len(x), len(y), *((d.shape, d.stride(), d.dtype) for d in data))
+        shapes = [(t.shape, t.stride(), t.dtype) for t in (x, y, *data)]
+        key = (which, None if samples is None else len(samples), torch.get_num_threads(), *shapes)
         if key not in self._traced:
             self._traced[key] = _trace(getattr(self._losses, which), which, x, y, samples, data)
         traced = self._traced[key]

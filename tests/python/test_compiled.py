@@ -255,6 +255,8 @@ def test_the_command_uses_what_was_compiled_for_a_configuration_and_neither_pyth
         init = "random"
         [hypergradient]
         estimator = "unrolled"
+        bound_every = 0
+        check_every = 0
     """)
 
     def command(oracle, *more, code=0, folder=cache):

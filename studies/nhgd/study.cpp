@@ -306,14 +306,12 @@ void clean(StudyRun& run) {
   }
   constexpr size_t kWindow = 0, kCg = 1, kIdentity = 2, kDense = 3, kOwn = 4;
   for (size_t s = 0; s < seeds.size(); ++s) {
-    run.measure("as-good-as-cg", columns[kWindow].loss[s] / columns[kCg].loss[s]);
     run.measure("accuracy", columns[kWindow].accuracy[s] - columns[kCg].accuracy[s]);
-    if (run.asks_for("better-than-identity")) {
-      run.measure("better-than-identity", columns[kWindow].loss[s] / columns[kIdentity].loss[s]);
-    }
     run.measure("no-products", columns[kWindow].products[s]);
     run.measure("direction", columns[kWindow].cosine[s]);
     if (run.scale() != Scale::kFull) continue;
+    run.measure("as-good-as-cg", columns[kWindow].loss[s] / columns[kCg].loss[s]);
+    run.measure("better-than-identity", columns[kWindow].loss[s] / columns[kIdentity].loss[s]);
     run.measure("direction-dense", columns[kDense].cosine[s]);
     run.measure("own-labels", columns[kDense].cosine[s] - columns[kOwn].cosine[s]);
   }
@@ -500,11 +498,9 @@ class Poisson final : public Problem {
 void solve_poisson(StudyRun& run) {
   const int64_t steps = run.setting<int64_t>("poisson_steps");
   const auto rates = run.setting<std::vector<double>>("poisson_rates");
-  std::vector<Method> methods = {window(), exact()};
-  if (run.scale() == Scale::kFull) {
-    methods.push_back(method("NHGD, labels of the data", "estimator = \"fisher\"\nlabels = \"observed\""));
-    methods.push_back(identity());
-  }
+  if (!run.asks_for("poisson")) return;
+  const std::vector<Method> methods = {window(), exact(),
+                                       method("NHGD, labels of the data", "estimator = \"fisher\"\nlabels = \"observed\""), identity()};
   const auto descent = [&](int64_t seed) -> Descent {
     return {.outer_steps = steps, .inner_steps = 20, .batch = 16, .inner_lr = 0.01, .seed = static_cast<uint64_t>(seed)};
   };

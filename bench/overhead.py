@@ -8,6 +8,7 @@ programs on the machine count little; the ratio is that of the medians.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -90,12 +91,13 @@ def main():
         if cleaning.mlp:
             cleaning.rows = torch.tensor(cleaning.work["batches"])
         rows[f"hypergrad {case}, unrolled"] = (cleaning.hypergradient("unroll", folder, estimator="unrolled"), unrolled_by_hand(cleaning))
-    found = {}
+    busy, found = os.getloadavg()[0], {}
     for name, pair in rows.items():
         if a.only in name:
             found[name] = compare(*pair, a.seconds)
             print(name, found[name], file=sys.stderr, flush=True)
-    print(json.dumps(found, indent=1))
+    about = {"command": f"bench/overhead.py --work DIR --seconds {a.seconds:g}", "clock": "processor time", "load": busy}
+    print(json.dumps({"about": about, "rows": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def hypergradient(
         bilevel.Error: for an unknown option or a wrong value, naming what would be right. Numerical failure is no exception: see
             ``status``. What a loss raises comes out as it is.
     """
-    xs, ys = Structure(x, "x"), Structure(y, "y")
+    xs, ys = Structure(x, "x"), Structure(y, "y", class_major=True)
     solve, rule = inner_options(inner, ys)
     problem = Problem(
         inner_loss,

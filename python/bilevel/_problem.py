@@ -66,6 +66,7 @@ class Problem:
         if self.has_predict and (self.inner_samples == 0 or self.outer_samples == 0):
             raise ValueError("predict(y, batch) is called with the rows of inner_data and of outer_data; give both.")
         self._saved = saved
+        self._by_rows: set[str] = set()  # losses that ask for views which transposed matrices do not have
         self.compiled: Any = None  # a Compiled whose programs are used again
 
     @property
@@ -110,16 +111,30 @@ class Problem:
     def outer_loss_of_outputs(self, x: Tensor, z: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         return self._of(self._outer_loss, self._outer_data, x, z, samples, "outer_loss")
 
+    def _at(self, y: Tensor, what: str, call: Callable[[Any], Any]) -> Any:
+        """``call`` of y as the user's function ``what`` sees it: without a copy, unless it has refused that once."""
+        if what not in self._by_rows:
+            try:
+                return call(self._y.seen_by_loss(y))
+            except RuntimeError as error:
+                if not self._y.transposed or "view size is not compatible" not in str(error):
+                    raise
+                self._by_rows.add(what)
+        return call(self._y.like(y))
+
     def _outputs(self, y: Tensor, batch: Any) -> Tensor:
         assert self._predict is not None
-        z = self._predict(self._y.seen_by_loss(y), batch)
+        predict = self._predict
+        z = self._at(y, "predict", lambda seen: predict(seen, batch))
         if not isinstance(z, Tensor):
             raise TypeError(f"predict should return a tensor of outputs, got {type(z).__name__}.")
         return z
 
     def _loss(self, loss: Loss, data: Any, x: Tensor, y: Tensor, samples: Optional[Tensor], what: str) -> Tensor:
-        seen = self._outputs(y, _rows(data, samples)) if self.has_predict else self._y.seen_by_loss(y)
-        return self._of(loss, data, x, seen, samples, what)
+        if self.has_predict:
+            return self._of(loss, data, x, self._outputs(y, _rows(data, samples)), samples, what)
+        value: Tensor = self._at(y, what, lambda seen: self._of(loss, data, x, seen, samples, what))
+        return value
 
     def _of(self, loss: Loss, data: Any, x: Tensor, seen: Any, samples: Optional[Tensor], what: str) -> Tensor:
         args = [self._x.seen_by_loss(x), seen]
@@ -133,10 +148,9 @@ class Problem:
 
     def outer_sample_losses(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
         assert self._sample_losses is not None
-        args = [self._x.seen_by_loss(x), self._y.seen_by_loss(y)]
-        if self._outer_data is not None:
-            args.append(_rows(self._outer_data, samples))
-        losses = self._sample_losses(*args)
+        sample_losses, at_x = self._sample_losses, self._x.seen_by_loss(x)
+        batch = [] if self._outer_data is None else [_rows(self._outer_data, samples)]
+        losses = self._at(y, "sample_losses", lambda seen: sample_losses(at_x, seen, *batch))
         if not isinstance(losses, Tensor) or losses.dim() != 1:
             got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
             raise TypeError(f"sample_losses should return one number for each outer sample, a tensor [n], got {got}.")
@@ -163,7 +177,8 @@ class Problem:
     def metrics(self, x: Tensor, y: Tensor) -> dict[str, float]:
         assert self._metrics is not None
         with torch.no_grad():
-            return {k: float(v) for k, v in self._metrics(self._x.seen_by_loss(x), self._y.seen_by_loss(y)).items()}
+            metrics, at_x = self._metrics, self._x.seen_by_loss(x)
+            return {k: float(v) for k, v in self._at(y, "metrics", lambda seen: metrics(at_x, seen)).items()}
 
 
 class _InDouble(TorchFunctionMode):

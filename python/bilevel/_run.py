@@ -140,7 +140,7 @@ def prepared(
     **problem: Any,
 ) -> Given:
     """What ``minimize`` is given, made ready for the engine. ``problem``: further arguments of :class:`Problem`."""
-    xs, ys = Structure(x, "x"), Structure(y, "y")
+    xs, ys = Structure(x, "x"), Structure(y, "y", class_major=True)
     solve, rule = inner_options(inner, ys)
     if initial_inner is not None:
         solve.setdefault("start", "cold")
@@ -320,18 +320,15 @@ def load_run(directory: Union[str, Path]) -> SavedRun:
     directory = Path(directory)
     if not (directory / "config.toml").exists():
         raise FileNotFoundError(f"{directory} holds no run: config.toml is missing.")
-    summary = directory / "summary.json"
+    summary, start = directory / "summary.json", directory / "start.json"
     layout = json.loads((directory / "layout.json").read_text())
+    transposed = json.loads(start.read_text()).get("transposed", {}) if start.exists() else {}
 
     def parts(name: str) -> dict[str, Tensor]:
         path = directory / f"{name}.npy"
         if not path.exists():
             return {}
-        flat = torch.from_numpy(np.load(path, allow_pickle=False))
-        return {
-            p["name"]: flat[..., p["offset"] : p["offset"] + p["size"]].reshape(*flat.shape[:-1], *p["shape"])
-            for p in layout[name]["parts"]
-        }
+        return _pieces(torch.from_numpy(np.load(path, allow_pickle=False)), layout[name]["parts"], transposed.get(name, []))
 
     return SavedRun(
         directory,
@@ -341,6 +338,15 @@ def load_run(directory: Union[str, Path]) -> SavedRun:
         parts("y"),
         (directory / "config.toml").read_text(),
     )
+
+
+def _pieces(flat: Tensor, parts: list[dict[str, Any]], transposed: list[str]) -> dict[str, Tensor]:
+    """The parts of a vector [size], or of several, as the losses see them."""
+    found = {}
+    for p in parts:
+        piece = flat[..., p["offset"] : p["offset"] + p["size"]].reshape([*flat.shape[:-1], *p["shape"]])
+        found[p["name"]] = piece.mT.contiguous() if p["name"] in transposed else piece
+    return found
 
 
 def _logged(directory: Path) -> list[dict[str, Any]]:
@@ -374,14 +380,15 @@ def _run_of(found: Mapping[str, Any], given: Given, records: list[dict[str, Any]
 
 
 def _save_start(directory: Path, given: Given) -> None:
-    kinds = {}
+    kinds, transposed = {}, {}
     for name, s in (("x", given.xs), ("y", given.ys)):
         np.save(directory / f"start-{name}.npy", s.start.cpu().numpy())
         kinds[name] = "module" if s.module is not None else "tensor" if s.single else "dictionary"
+        transposed[name] = sorted(s.transposed)
     per_element = given.rule.per_element if given.rule else {}
     for name, values in per_element.items():
         np.save(directory / f"rule-{name}.npy", values.cpu().numpy())
-    start = {"kinds": kinds, "device": str(given.xs.device), "per_element": list(per_element)}
+    start = {"kinds": kinds, "transposed": transposed, "device": str(given.xs.device), "per_element": list(per_element)}
     (directory / "start.json").write_text(json.dumps(start))
 
 
@@ -402,8 +409,8 @@ def _load_start(directory: Path, x: Optional[nn.Module], y: Optional[nn.Module])
                 f"{name} was a {kind} in this run; " + (f"give it again: {name}=module." if kind == "module" else "leave it out.")
             )
         flat = saved(f"start-{name}")
-        pieces = {p["name"]: flat[p["offset"] : p["offset"] + p["size"]].view(p["shape"]) for p in layout[name]["parts"]}
-        structure = Structure(module if module is not None else pieces[name] if kind == "tensor" else pieces, name)
+        pieces = _pieces(flat, layout[name]["parts"], start.get("transposed", {}).get(name, []))
+        structure = Structure(module if module is not None else pieces[name] if kind == "tensor" else pieces, name, class_major=name == "y")
         structure.start = flat
         structures.append(structure)
     return structures[0], structures[1], {name: saved(f"rule-{name}") for name in start.get("per_element", [])}

@@ -40,9 +40,13 @@ class ModuleAt(Mapping[str, Tensor]):
 
 
 class Structure:
-    """Names, shapes, dtype and device of the parts of one flat vector, and the way from one form to the other."""
+    """Names, shapes, dtype and device of the parts of one flat vector, and the way from one form to the other.
 
-    def __init__(self, variables: Variables, what: str) -> None:
+    With ``class_major``, a tall matrix [d, C] of few columns lies in the vector by columns, [C, d], and a loss sees it transposed:
+    torch's ``X @ W`` and its gradients are two to seven times as fast then, for MKL is slow where the last dimension is that short.
+    """
+
+    def __init__(self, variables: Variables, what: str, class_major: bool = False) -> None:
         self.module = variables if isinstance(variables, nn.Module) else None
         self.single = isinstance(variables, Tensor)
         parts = _parts(variables, what)
@@ -50,6 +54,8 @@ class Structure:
         self.names = list(parts)
         self.shapes = [tuple(p.shape) for p in parts.values()]
         self.sizes = [p.numel() for p in parts.values()]
+        may = class_major and self.module is None  # a module's matrices are [out, in] already
+        self.transposed = {name for name, shape in zip(self.names, self.shapes) if may and len(shape) == 2 and _tall(*shape)}
         first = next(iter(parts.values()))
         self.dtype, self.device = first.dtype, first.device
         for name, part in parts.items():
@@ -70,7 +76,8 @@ class Structure:
 
     @property
     def parts(self) -> list[tuple[str, list[int]]]:
-        return [(name, list(shape)) for name, shape in zip(self.names, self.shapes)]
+        """Names and shapes of the parts as they lie in the vector."""
+        return [(name, list(shape[::-1] if name in self.transposed else shape)) for name, shape in zip(self.names, self.shapes)]
 
     def in_double(self) -> Structure:
         twin = copy.copy(self)
@@ -83,7 +90,7 @@ class Structure:
 
     def flat(self, variables: Variables) -> Tensor:
         """[size], with a graph where the parts have one."""
-        return torch.cat([part.reshape(-1) for part in _parts(variables, "variables").values()])
+        return torch.cat([self._turned(name, part).reshape(-1) for name, part in zip(self.names, _parts(variables, "variables").values())])
 
     def joined(self, variables: Variables, what: str) -> Tensor:
         """As ``flat``, of parts with the same names and shapes, in whatever order; a single node of the graph."""
@@ -92,26 +99,38 @@ class Structure:
             given = dict(zip(self.names, given.values()))
         if {name: tuple(part.shape) for name, part in given.items()} != dict(zip(self.names, self.shapes)):
             wanted, got = (
-                ", ".join(f"{n} {list(s)}" for n, s in pairs) for pairs in (self.parts, [(n, p.shape) for n, p in given.items()])
+                ", ".join(f"{n} {list(s)}" for n, s in pairs)
+                for pairs in (zip(self.names, self.shapes), [(n, p.shape) for n, p in given.items()])
             )
             raise ValueError(f"{what} should have {wanted}, got {got}.")
-        return self._engine_parts.join([given[name] for name in self.names])
+        return self._engine_parts.join([self._turned(name, given[name]) for name in self.names])
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         pieces = torch.split_with_sizes(flat, self.sizes)
-        return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes)}
+        return {name: self._turned(name, piece.view(shape)) for (name, shape), piece in zip(self.parts, pieces)}
+
+    def _turned(self, name: str, part: Tensor) -> Tensor:
+        return part.mT if name in self.transposed else part
 
     def seen_by_loss(self, flat: Tensor) -> Any:
         """What a loss is given for these variables."""
         if self.single:
-            return flat.view(self.shapes[0])
-        # A tracer sees plain operations alone.
-        parts = dict(zip(self.names, self._engine_parts.split(flat))) if type(flat) is Tensor else self.split(flat)
+            ((name, shape),) = self.parts
+            return self._turned(name, flat.view(shape))
+        if type(flat) is not Tensor:  # a tracer's, which knows plain operations alone
+            parts = self.split(flat)
+        else:
+            parts = {name: self._turned(name, part) for name, part in zip(self.names, self._engine_parts.split(flat))}
         return parts if self.module is None else ModuleAt(self.module, parts)
 
     def like(self, flat: Tensor) -> Any:
-        """A tensor where the variables were one, a dictionary of tensors otherwise."""
-        return flat.view(self.shapes[0]) if self.single else self.split(flat)
+        """A tensor where the variables were one, a dictionary of tensors otherwise; all by rows."""
+        parts = {name: part.contiguous() for name, part in self.split(flat).items()}
+        return parts[self.names[0]] if self.single else parts
+
+
+def _tall(rows: int, columns: int) -> bool:
+    return rows >= 64 and 2 <= columns <= 16
 
 
 def _parts(variables: Variables, what: str) -> dict[str, Tensor]:

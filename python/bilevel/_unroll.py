@@ -22,21 +22,21 @@ class _UnrolledProblem(Problem):
     ) -> None:
         super().__init__(_no_loss, _no_loss, everything, y)
         self._loss_of_user, self._user_x, self._fed, self._steps = loss, x, fed, steps
-        self._at = 0 if x is None else x.size
+        self._offset = 0 if x is None else x.size
         self.has_initial_inner = True
         self.has_rule_hyperparameters = bool(fed)
 
     def inner_loss(self, x: Tensor, y: Tensor, samples: Optional[Tensor], step: int) -> Tensor:
-        y_seen = self._y.seen_by_loss(y)
-        value = self._loss_of_user(y_seen) if self._user_x is None else self._loss_of_user(self._user_x.seen_by_loss(x[: self._at]), y_seen)
+        at_x = [] if self._user_x is None else [self._user_x.seen_by_loss(x[: self._offset])]
+        value: Tensor = self._at(y, "loss", lambda seen: self._loss_of_user(*at_x, seen))
         return value.reshape(())
 
     def initial_inner(self, x: Tensor) -> Tensor:
-        return x[self._at : self._at + self._y.size]
+        return x[self._offset : self._offset + self._y.size]
 
     def rule_hyperparameters(self, x: Tensor, t: int) -> list[tuple[str, Tensor]]:
         found = []
-        offset = self._at + self._y.size
+        offset = self._offset + self._y.size
         for name, size in zip(self._fed, self._x.sizes[-len(self._fed) :]):
             value = x[offset : offset + size]
             found.append((name, value[0] if size == 1 else value[min(t, size - 1)] if size == self._steps else value))
@@ -106,9 +106,9 @@ def unroll(
     Source: D. Maclaurin, D. Duvenaud, R. Adams, *Gradient-based hyperparameter optimization through reversible learning*, ICML 2015;
     docs/algorithms/unrolled.md.
     """
-    ys = Structure(y0, "y0")
-    xs = None if x is None else Structure(x, "x")
     fed = {name: value for name, value in hyperparameters.items() if isinstance(value, Tensor)}
+    ys = Structure(y0, "y0", class_major=all(value.numel() in (1, steps) for value in fed.values()))  # else in the order of the user's y
+    xs = None if x is None else Structure(x, "x")
     pieces = {} if xs is None else {"x": xs.flat(x)}  # type: ignore[arg-type]
     pieces["y0"] = ys.flat(y0)
     for name, value in fed.items():

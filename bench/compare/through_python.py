@@ -227,7 +227,7 @@ def _(work, folder):
         return (1.0 if logistic else 0.5) * loss(w, X, y) + 0.5 * x.exp() * (w @ w)
 
     def outer(x, w):
-        return loss(w, Xv, yv)
+        return (1.0 if logistic else 0.5) * loss(w, Xv, yv)
 
     def once():
         h = bilevel.hypergradient(

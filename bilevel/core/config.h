@@ -1,8 +1,10 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace bilevel {
@@ -28,6 +30,14 @@ class Section {
   void read_path(const std::string& key, std::string& value);
   /// A string out of `known`; the nearest is suggested otherwise.
   void read_choice(const std::string& key, std::string& value, const std::vector<std::string>& known);
+  /// The same for an enumeration; `names` are those of its values, in their order from 0.
+  template <class Enum>
+    requires std::is_enum_v<Enum>
+  void read_choice(const std::string& key, Enum& value, const std::vector<std::string>& names) {
+    std::string name = names.at(static_cast<size_t>(value));
+    read_choice(key, name, names);
+    value = static_cast<Enum>(std::find(names.begin(), names.end(), name) - names.begin());
+  }
 
   bool has(const std::string& key) const;
   bool is_text(const std::string& key) const;  // false where the key is absent

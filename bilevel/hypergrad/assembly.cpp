@@ -94,6 +94,14 @@ std::vector<std::string> object_to_constraints(const Problem& problem, std::stri
       estimator)};
 }
 
+std::vector<std::string> object_to_stopping_elsewhere(const InnerSolver& solver) {
+  if (solver.stops_at_stationarity()) return {};
+  return {fmt::format(
+      "Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to differentiate. Use "
+      "amsgrad = false, put the decay into the inner loss, or use estimator = \"unrolled\".",
+      solver.name())};
+}
+
 std::vector<std::string> object_to_parts_beyond_the_inner_problem(const Problem& problem, const InnerSolver& solver) {
   if (!problem.has_rule_hyperparameters() && !problem.initial_inner_depends_on_outer()) return {};
   const at::Tensor x = problem.initial_outer(), y = generic_inner_point(problem, x);

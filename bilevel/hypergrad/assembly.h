@@ -27,6 +27,9 @@ std::vector<std::string> object_to_parts_beyond_the_inner_problem(const Problem&
 /// The objection of every estimator that differentiates as if y moved freely.
 std::vector<std::string> object_to_constraints(const Problem& problem, std::string_view estimator);
 
+/// The objection of every estimator that differentiates an optimality condition: the rule must stop where one holds.
+std::vector<std::string> object_to_stopping_elsewhere(const InnerSolver& solver);
+
 /// (∂y₀/∂x)ᵀ ȳ [dx].
 at::Tensor initial_inner_vjp(const Problem& problem, const at::Tensor& x, int64_t slice, const at::Tensor& y_bar);
 

@@ -36,9 +36,7 @@ void read(Section& section, EvoGradOptions& options) {
   section.read("copies", options.copies);
   section.read("sigma", options.sigma);
   section.read("temperature", options.temperature);
-  std::string noise = options.noise == EvoGradOptions::Noise::kGaussian ? "gaussian" : "rademacher";
-  section.read_choice("noise", noise, {"rademacher", "gaussian"});
-  options.noise = noise == "gaussian" ? EvoGradOptions::Noise::kGaussian : EvoGradOptions::Noise::kRademacher;
+  section.read_choice("noise", options.noise, {"rademacher", "gaussian"});
   section.check(options.violations());
 }
 

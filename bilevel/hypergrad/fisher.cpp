@@ -62,13 +62,8 @@ std::vector<std::string> FisherOptions::violations() const {
 }
 
 void read(Section& section, FisherOptions& options) {
-  std::string form = options.form == FisherOptions::Form::kDense ? "dense" : "window";
-  section.read_choice("form", form, {"window", "dense"});
-  options.form = form == "dense" ? FisherOptions::Form::kDense : FisherOptions::Form::kWindow;
-  const std::vector<std::string> names = {"observed", "sampled", "enumerated"};  // in the order of Labels
-  std::string labels = names[static_cast<size_t>(options.labels)];
-  section.read_choice("labels", labels, names);
-  options.labels = static_cast<Labels>(std::find(names.begin(), names.end(), labels) - names.begin());
+  section.read_choice("form", options.form, {"window", "dense"});
+  section.read_choice("labels", options.labels, {"observed", "sampled", "enumerated"});
   section.read("scores", options.scores);
   section.read("steps", options.steps);
   section.read("window", options.window);
@@ -93,12 +88,7 @@ std::vector<std::string> Fisher::objections(const Problem& problem, const InnerS
   }
   std::vector<std::string> objections = object_to_parts_beyond_the_inner_problem(problem, solver);
   for (auto& one : object_to_constraints(problem, name())) objections.push_back(std::move(one));
-  if (!solver.stops_at_stationarity()) {
-    objections.push_back(fmt::format(
-        "Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to differentiate. Use "
-        "amsgrad = false, or estimator = \"unrolled\".",
-        solver.name()));
-  }
+  for (auto& one : object_to_stopping_elsewhere(solver)) objections.push_back(std::move(one));
   return objections;
 }
 

@@ -82,10 +82,7 @@ void read(Section& section, ImplicitOptions& options) {
   const std::string precondition = read_precondition(section);
   options.precondition = precondition == "problem";  // the other kinds are the linear solver's own
   options.precondition_by_rule = precondition == "rule";
-  const std::vector<std::string> names = {"stop", "damp", "gauss-newton", "minres"};  // in the order of OnIndefinite
-  std::string name = names[static_cast<size_t>(options.on_indefinite)];
-  section.read_choice("on_indefinite", name, names);
-  options.on_indefinite = static_cast<OnIndefinite>(std::find(names.begin(), names.end(), name) - names.begin());
+  section.read_choice("on_indefinite", options.on_indefinite, {"stop", "damp", "gauss-newton", "minres"});
   section.check(options.violations());
 }
 
@@ -99,12 +96,7 @@ Implicit::Implicit(std::unique_ptr<LinearSolver> solver, ImplicitOptions options
 
 std::vector<std::string> Implicit::objections(const Problem& problem, const InnerSolver& solver) const {
   std::vector<std::string> objections = object_to_parts_beyond_the_inner_problem(problem, solver);
-  if (!solver.stops_at_stationarity()) {
-    objections.push_back(fmt::format(
-        "Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to differentiate. Use "
-        "amsgrad = false, put the decay into the inner loss, or use estimator = \"unrolled\".",
-        solver.name()));
-  }
+  for (auto& one : object_to_stopping_elsewhere(solver)) objections.push_back(std::move(one));
   const bool wants_gauss_newton = options_.gauss_newton || options_.on_indefinite == OnIndefinite::kGaussNewton;
   if (wants_gauss_newton && (!problem.has_outputs() || problem.has_optimality_map())) {
     objections.push_back(fmt::format(

@@ -70,11 +70,8 @@ std::vector<std::string> UnrolledOptions::violations() const {
 }
 
 void read(Section& section, UnrolledOptions& options) {
-  const std::vector<std::string> names = {"graphs", "states", "checkpoints"};  // in the order of Memory
-  std::string memory = names[static_cast<size_t>(options.memory)];
   section.read("steps", options.steps);
-  section.read_choice("memory", memory, names);
-  options.memory = static_cast<Memory>(std::find(names.begin(), names.end(), memory) - names.begin());
+  section.read_choice("memory", options.memory, {"graphs", "states", "checkpoints"});
   read_bytes(section, "budget", options.budget);
   section.check(options.violations());
 }

@@ -40,9 +40,7 @@ std::vector<std::string> ScheduleOptions::violations() const {
 
 void read(Section& section, ScheduleOptions& options) {
   using Kind = ScheduleOptions::Kind;
-  std::string name = kNames[static_cast<size_t>(options.kind)];
-  section.read_choice("schedule", name, kNames);
-  options.kind = static_cast<Kind>(std::find(kNames.begin(), kNames.end(), name) - kNames.begin());
+  section.read_choice("schedule", options.kind, kNames);
   const bool warms_up = options.kind == Kind::kWarmupCosine;
   if (options.kind == Kind::kCosine || warms_up) {
     section.read("T_max", options.T_max);

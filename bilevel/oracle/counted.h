@@ -11,9 +11,9 @@ namespace bilevel {
 /// Counts every call of the oracle that it stands on, which must outlive it.
 ///
 /// A linearization counts as one gradient; a product with ∂y r as one HVP; a vjp as one HVP and one cross product; a product of a
-/// block [k, d] counts k times. A joint pass counts as what is in it. An output space counts a forward pass for each of its two outputs and
-/// again where features are asked for, two gradients for the gradient of an adjoint's loss, and one cross product. `watch`, where given, is called before each call, and may end a computation by throwing.
-/// block [k, d] counts k times. Scores of a batch count as its gradient; a joint pass counts as what is in it. `watch`, where given, is called before each call, and may end a computation by throwing.
+/// block [k, d] counts k times. Scores of a batch count as its gradient; a joint pass counts as what is in it. An output space counts a
+/// forward pass for each of its two outputs and again where features are asked for, two gradients for the gradient of an adjoint's
+/// loss, and one cross product. `watch`, where given, is called before each call, and may end a computation by throwing.
 class CountedOracle final : public Oracle {
  public:
   explicit CountedOracle(const Oracle& oracle, std::function<void()> watch = {})

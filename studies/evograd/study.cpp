@@ -16,10 +16,10 @@
 #include "bilevel/inner/sgd.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/outer/adam.h"
-#include "bilevel/problem/dataset.h"
 #include "bilevel/problem/function_problem.h"
 #include "bilevel/problem/loss.h"
 #include "bilevel/problem/model.h"
+#include "studies/images.h"
 
 namespace bilevel {
 namespace {
@@ -101,12 +101,8 @@ struct Images {
 };
 
 Images fashion(const std::string& split, int64_t count, int64_t seed) {
-  DataSpec spec;
-  spec.builtin = "fashion-mnist";
-  spec.split = split;
-  const Dataset data = load_dataset(spec);
-  const at::Tensor order = Stream(static_cast<uint64_t>(seed), "evograd " + split).at(0).permutation(data.size());
-  return Images{data.features.view({data.size(), 28, 28}), data.labels}.rows(order.narrow(0, 0, count));
+  auto [pixels, labels] = draw_fashion("evograd", split, count, seed);
+  return {pixels, labels};
 }
 
 /// A classifier trained on `inner` and judged on `outer`, of which losses and what x does to them are left open.

@@ -16,9 +16,9 @@
 #include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/counted.h"
 #include "bilevel/outer/adam.h"
-#include "bilevel/problem/dataset.h"
 #include "bilevel/problem/likelihood.h"
 #include "bilevel/problem/model.h"
+#include "studies/images.h"
 #include "tasks/supervised.h"
 
 namespace bilevel {
@@ -161,12 +161,8 @@ struct Images {
 };
 
 Images fashion(const std::string& split, int64_t count, int64_t seed) {
-  DataSpec spec;
-  spec.builtin = "fashion-mnist";
-  spec.split = split;
-  const Dataset data = load_dataset(spec);
-  const at::Tensor order = Stream(static_cast<uint64_t>(seed), "nhgd " + split).at(0).permutation(data.size()).narrow(0, 0, count);
-  return {data.features.flatten(1).index_select(0, order), data.labels.index_select(0, order)};
+  const auto [pixels, labels] = draw_fashion("nhgd", split, count, seed);
+  return {pixels.flatten(1), labels};
 }
 
 double mean_of(const std::vector<double>& all) { return at::tensor(all, at::kDouble).mean().item<double>(); }

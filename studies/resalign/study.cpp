@@ -16,7 +16,7 @@
 #include "bilevel/linear/richardson.h"
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/outer/adam.h"
-#include "bilevel/problem/dataset.h"
+#include "studies/images.h"
 
 namespace bilevel {
 namespace {
@@ -40,13 +40,8 @@ struct Latents {
 /// The leading principal components of images, each of unit variance.
 std::pair<Latents, Latents> latents(int64_t train, int64_t test, int64_t seed) {
   const auto load = [seed](const std::string& split, int64_t count) {
-    DataSpec spec;
-    spec.builtin = "fashion-mnist";
-    spec.split = split;
-    const Dataset data = load_dataset(spec);
-    const at::Tensor order =
-        Stream(static_cast<uint64_t>(seed), "resalign " + split).at(0).permutation(data.size()).narrow(0, 0, count);
-    return std::make_pair(data.features.flatten(1).index_select(0, order).to(at::kDouble), data.labels.index_select(0, order));
+    const auto [pixels, labels] = draw_fashion("resalign", split, count, seed);
+    return std::make_pair(pixels.flatten(1).to(at::kDouble), labels);
   };
   const auto [X, labels] = load("train", train);
   const auto [test_X, test_labels] = load("test", test);

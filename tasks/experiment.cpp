@@ -84,7 +84,12 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
   if (driver_.steps < 0) outer.fail("steps", fmt::format("{} is negative; 0 or more would be right.", driver_.steps));
   read(run_section, driver_);
   run_section.finish();
-  const AlgorithmMaker make_algorithm = algorithm_row(run.algorithm).read(root, seed);
+  const AlgorithmRow& row = algorithm_row(run.algorithm);
+  if (processes_ && processes_->size() > 1 && !row.in_several_processes) {
+    run_section.fail("algorithm", fmt::format("\"{}\" runs its members in threads of one process (--threads), and there are {} processes.",
+                                              row.name, processes_->size()));
+  }
+  const AlgorithmMaker make_algorithm = row.read(root, seed);
 
   task_ = make(config_, device_);
   const Problem& problem = *task_.problem;

@@ -159,6 +159,42 @@ TEST_F(ExperimentTest, SingleLoopRunsResumeToTheUninterruptedEndToo) {
   }
 }
 
+TEST_F(ExperimentTest, PopulationsResumeToTheUninterruptedEndToo) {
+  for (const std::string algorithm : {"hpm", "pbt", "random-search"}) {
+    Config population = Config::parse(kConfig, "digits.toml");
+    for (const std::string& set :
+         {"run.algorithm=" + algorithm, std::string("outer.steps=9"), std::string("outer.population.members=4"), std::string("inner.batch=7"),
+          std::string("problem.hyperparameters.sample_weight.min=-3.0"), std::string("problem.hyperparameters.sample_weight.max=3.0"),
+          std::string("problem.hyperparameters.l2.min=-9.0"), std::string("problem.hyperparameters.l2.max=3.0")}) {
+      population.set(set);
+    }
+    if (algorithm != "random-search") population.set("outer.population.exploit_every=2");
+    const Experiment experiment(std::move(population));
+    EXPECT_EQ(experiment.algorithm().name(), algorithm);
+    EXPECT_THAT(message([&] { experiment.double_loop("`bilevel doctor`"); }), HasSubstr("`bilevel doctor` looks at"));
+    EXPECT_EQ(run_experiment(experiment, at(algorithm)).outcome, Outcome::kDone);
+    std::atomic<bool> interrupt = false;
+    RunFront front;
+    front.interrupt = &interrupt;
+    front.record = [&](const Record& record) {
+      EXPECT_TRUE(record.metrics.contains("best_member"));
+      interrupt = record.step == 4;
+      return Signal::kContinue;
+    };
+    EXPECT_EQ(run_experiment(experiment, at(algorithm + "-cut"), front).outcome, Outcome::kInterrupted);
+    EXPECT_EQ(resume_experiment(at(algorithm + "-cut")).outcome, Outcome::kDone);
+    for (const char* file : {"/x.npy", "/y.npy", "/config.toml"}) {
+      EXPECT_EQ(read_file(at(algorithm + file)), read_file(at(algorithm + "-cut" + file))) << file;
+    }
+    // And back to a double loop, whose sections are as they were.
+    Config again = Config::load(at(algorithm + "/config.toml"));
+    again.set("run.algorithm=double-loop");
+    const Experiment single(std::move(again));
+    EXPECT_THAT(single.task().notes, testing::Contains(HasSubstr("outer.population is ignored")));
+    EXPECT_EQ(single.double_loop("the test").init().tensor("x").numel(), single.problem().outer_layout().size());
+  }
+}
+
 TEST_F(ExperimentTest, RefusesToResumeWithOtherData) {
   const Experiment experiment(config());
   std::atomic<bool> interrupt = false;

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
+#include <mutex>
 
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
@@ -634,6 +635,8 @@ double SupervisedProblem::inner_strong_convexity(const at::Tensor& x) const {
 Problem::Preconditioner SupervisedProblem::inner_preconditioner(const at::Tensor& x) const {
   if (options_.model.kind != "linear") return {};
   const at::NoGradGuard no_grad;
+  static std::mutex mutex;  // members of a population ask at the same time
+  const std::lock_guard lock(mutex);
   if (!gram_) gram_ = std::make_shared<Gram>(inner_.features, options_.model.bias);
   const std::vector<at::Tensor> parts = parts_of(x);
   const at::Tensor w = weights(parts, {});

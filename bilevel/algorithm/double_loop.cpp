@@ -339,27 +339,33 @@ Record DoubleLoop::describe(const State& state, const Visit& visit) const {
   return record;
 }
 
+Record DoubleLoop::step(State& state, Hypergradient& taken, bool metrics) const {
+  Examination examination = due(state);
+  examination.metrics = metrics;
+  Visit here = visit(state, examination);
+  const Record record = describe(state, here);
+  taken = std::move(here.mean);
+  if (here.status != Status::kNonFinite) {
+    const at::NoGradGuard no_grad;
+    state.set("x", project(oracle_.problem(), outer_->step(state, state.tensor("x"), taken.value)));
+  }
+  state.set("step", state.integer("step") + 1);
+  return record;
+}
+
 Record DoubleLoop::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("DoubleLoop::step: n = {}; at least one step can be done.", n));
-  Record record;
-  Cost cost;
-  for (int64_t i = 0; i < n; ++i) {
-    Examination examination = due(state);
-    examination.metrics = i == 0;  // for the record
-    const Visit here = visit(state, examination);
-    if (i == 0) {
-      record = describe(state, here);
-    } else if (failed(here.status) && !failed(record.status)) {
+  Hypergradient taken;
+  Record record = step(state, taken);
+  Cost cost = record.cost;
+  for (int64_t i = 1; i < n; ++i) {
+    const Record here = step(state, taken, /*metrics=*/false);  // the record has those of the first step
+    if (failed(here.status) && !failed(record.status)) {
       record.status = here.status;
-      record.grade = here.mean.grade;
-      record.message = here.mean.message;
+      record.grade = here.grade;
+      record.message = here.message;
     }
     cost += here.cost;
-    if (here.status != Status::kNonFinite) {
-      const at::NoGradGuard no_grad;
-      state.set("x", project(oracle_.problem(), outer_->step(state, state.tensor("x"), here.mean.value)));
-    }
-    state.set("step", state.integer("step") + 1);
   }
   record.cost = cost;
   return record;

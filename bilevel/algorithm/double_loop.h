@@ -66,6 +66,8 @@ class DoubleLoop final : public Algorithm {
   State init() const override;
   Record step(State& state, int64_t n) const override;
   Record evaluate(State& state) const override;
+  /// One step, which also gives the hypergradient that x was moved along.
+  Record step(State& state, Hypergradient& taken, bool metrics = true) const;
 
   /// One inner solve and one estimate at the point that the state holds; `after`, where given, takes the state with the y and q that
   /// were found.

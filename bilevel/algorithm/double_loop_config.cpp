@@ -6,11 +6,12 @@
 
 #include <algorithm>
 
-#include "bilevel/algorithm/double_loop.h"
+#include "bilevel/algorithm/hpm.h"
 #include "bilevel/core/error.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/outer/registry.h"
+#include "bilevel/outer/sgd.h"
 #include "bilevel/problem/npy.h"
 
 namespace bilevel {
@@ -97,40 +98,59 @@ void drop_keys_of_others(Section& section, const std::string& table, const std::
   }
 }
 
-AlgorithmMaker read_double_loop(Section root, uint64_t seed) {
-  Section outer = root.section("outer");
+namespace {
+
+/// How x moves: along what, and by which rule.
+struct Movement {
+  std::shared_ptr<const Estimator> estimator;
+  std::shared_ptr<const OuterOptimizer> optimizer;
+};
+
+Movement read_movement(Section& hypergradient, Section& outer) {
   std::string outer_rule = "adam";
   outer.read_choice("rule", outer_rule, names_of(outer_optimizers()));
-  std::shared_ptr<const OuterOptimizer> optimizer = make_outer_optimizer(outer_rule, outer);
-
-  Section hypergradient = root.section("hypergradient");
   std::string estimator_name = "implicit";
   hypergradient.read_choice("estimator", estimator_name, names_of(estimators()));
-  std::shared_ptr<const Estimator> estimator = make_estimator(estimator_name, hypergradient);
+  return {make_estimator(estimator_name, hypergradient), make_outer_optimizer(outer_rule, outer)};
+}
 
+DoubleLoopMaker read_loop(Section root, uint64_t seed, bool moves) {
+  Section outer = root.section("outer"), hypergradient = root.section("hypergradient");
+  const Movement movement =
+      moves ? read_movement(hypergradient, outer) : Movement{no_hypergradient(), std::make_shared<OuterSgd>(OuterSgdOptions{})};
   Section inner = root.section("inner");
   DoubleLoopOptions options;
   read(inner, options);
   options.seed = seed;
   options.warm_q = options.start == Start::kWarm;
-  hypergradient.read("warm_start", options.warm_q);
   int64_t hvp_batch = 0, cross_batch = 0;
-  hypergradient.read("hvp_batch", hvp_batch);
-  hypergradient.read("cross_batch", cross_batch);
-  hypergradient.read("variance_samples", options.variance_samples);
-  options.bound_every = 20;
-  hypergradient.read("bound_every", options.bound_every);
-  hypergradient.read("check_every", options.check_every);
+  if (moves) {
+    hypergradient.read("warm_start", options.warm_q);
+    hypergradient.read("hvp_batch", hvp_batch);
+    hypergradient.read("cross_batch", cross_batch);
+    hypergradient.read("variance_samples", options.variance_samples);
+    options.bound_every = 20;
+    hypergradient.read("bound_every", options.bound_every);
+    hypergradient.read("check_every", options.check_every);
+  }
   hypergradient.check(options.violations());
   std::vector<std::string> dropped;
   for (const char* key : {"estimator", "solver"}) {
     if (!hypergradient.was_set(key)) continue;
     drop_keys_of_others(hypergradient, "hypergradient", std::string("hypergradient.") + key, estimator_keys, dropped);
   }
+  if (root.section("run").was_set("algorithm")) {
+    const auto population = [] { return std::vector<std::string>{"population"}; };
+    drop_keys_of_others(outer, "outer", "run.algorithm", population, dropped);
+    if (!moves) {
+      drop_keys_of_others(hypergradient, "hypergradient", "run.algorithm", nullptr, dropped);
+      drop_keys_of_others(outer, "outer", "run.algorithm", outer_keys, dropped);
+    }
+  }
   hypergradient.finish();
 
   // The rest depends on the problem.
-  return [=](const Oracle& oracle, std::vector<std::string>& notes) mutable -> std::unique_ptr<Algorithm> {
+  return [=](const Oracle& oracle, std::vector<std::string>& notes) mutable {
     const Problem& problem = oracle.problem();
     DoubleLoopOptions loop = options;
     notes.insert(notes.end(), dropped.begin(), dropped.end());
@@ -148,8 +168,14 @@ AlgorithmMaker read_double_loop(Section root, uint64_t seed) {
       drop_keys_of_others(inner, "inner", std::string("inner.") + key, [&] { return inner_keys(problem); }, notes);
     }
     inner.finish();
-    return std::make_unique<DoubleLoop>(oracle, std::move(solver), estimator, optimizer, std::move(loop));
+    return std::make_unique<DoubleLoop>(oracle, std::move(solver), movement.estimator, movement.optimizer, std::move(loop));
   };
 }
+
+}  // namespace
+
+DoubleLoopMaker read_double_loop(Section root, uint64_t seed) { return read_loop(root, seed, true); }
+
+DoubleLoopMaker read_training(Section root, uint64_t seed) { return read_loop(root, seed, false); }
 
 }  // namespace bilevel

@@ -21,6 +21,7 @@ struct AlgorithmRow {
   /// Reads [inner], [hypergradient] and [outer] of a configuration's root, as far as they do without the problem, so that a slip
   /// is told before the data are read.
   std::function<AlgorithmMaker(Section root, uint64_t seed)> read;
+  bool in_several_processes = true;  // may share the samples with others: it asks for the same in each of them, in the same order
 };
 /// The algorithms that [run] algorithm may name.
 const std::vector<AlgorithmRow>& algorithms();

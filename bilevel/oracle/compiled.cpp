@@ -142,6 +142,7 @@ CompiledOracle::~CompiledOracle() = default;
 const CompiledProgram* CompiledOracle::program(Derivative derivative, const at::Tensor& x, const at::Tensor& y,
                                                        const Batch& batch) const {
   const auto key = std::make_pair(derivative, batch.full() ? -1 : batch.samples.size(0));
+  const std::lock_guard lock(mutex_);
   auto found = found_.find(key);
   if (found == found_.end()) {
     auto compiled = programs_->find(derivative, x, y, batch);

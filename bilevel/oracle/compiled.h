@@ -2,6 +2,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -90,6 +91,7 @@ class CompiledOracle final : public Oracle {
 
   const AutodiffOracle autodiff_;
   const std::shared_ptr<const Programs> programs_;
+  mutable std::mutex mutex_;  // of what follows: members of a population ask at the same time
   mutable std::map<std::pair<Derivative, int64_t>, std::optional<CompiledProgram>> found_;  // by size of batch, −1 for all
   mutable int64_t left_to_autodiff_ = 0;
 };

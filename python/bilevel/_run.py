@@ -181,8 +181,10 @@ def minimize(
     Args:
         steps: outer updates.
         algorithm: "double-loop", or "soba" or "saba", which move x and y together along batches of ``inner_data`` and ``outer_data``
-            and read ``lr``, ``decay`` and ``batch`` of ``inner``, ``lr`` and ``batch`` of ``outer`` alone.
-        estimator, hypergradient: the estimator of the double loop and its options, the keys of [hypergradient].
+            and read ``lr``, ``decay`` and ``batch`` of ``inner``, ``lr`` and ``batch`` of ``outer`` alone; or "hpm", a population of
+            double loops in the box that ``constraints`` give, its options in ``outer={"population": {"members": 8, ...}}``, and without
+            hypergradients "pbt" and "random-search".
+        estimator, hypergradient: the estimator of a double loop and its options, the keys of [hypergradient].
         inner: options of the inner solve, the keys of [inner]; without any, 100 steps of gradient descent at a safe step size.
         outer: options of the outer optimiser, the keys of [outer]: ``{"rule": "adam", "lr": 0.1}``.
         constraints: for parts of x by name: "positive", "simplex", or (lower, upper), None meaning no bound.
@@ -205,7 +207,7 @@ def minimize(
         x,
         y,
         inner=inner,
-        hypergradient={**({"estimator": estimator} if algorithm == "double-loop" else {}), **(hypergradient or {})},
+        hypergradient={**({"estimator": estimator} if algorithm in ("double-loop", "hpm") else {}), **(hypergradient or {})},
         outer={"steps": steps, **(outer or {})},
         run={"seed": seed, "algorithm": algorithm, **run},
         inner_data=inner_data,

@@ -209,6 +209,7 @@ def flat(table, prefix=""):
 
 DATA = '[data]\ninner = { builtin = "digits", count = 40 }\nouter = { builtin = "digits", first = 40, count = 40 }\n'
 L2 = "[problem.hyperparameters]\nl2 = {}\n"
+BOXED = "[problem.hyperparameters]\nl2 = { min = -9.0, max = 1.0 }\n"
 CASES = {
     "nothing": "[problem]\n" + L2 + DATA,
     "weights": "[problem]\n[problem.hyperparameters]\nsample_weight = {}\n" + DATA,
@@ -234,6 +235,9 @@ CASES = {
     "outer momentum": "[problem]\n" + L2 + DATA + '[outer]\nrule = "momentum"\n',
     "soba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "soba"\n',
     "saba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "saba"\n',
+    "hpm": "[problem]\n" + BOXED + DATA + '[outer.population]\nmembers = 2\n[run]\nalgorithm = "hpm"\n',
+    "pbt": "[problem]\n" + BOXED + DATA + '[outer.population]\nmembers = 2\n[run]\nalgorithm = "pbt"\n',
+    "random-search": "[problem]\n" + BOXED + DATA + '[inner]\nsteps = 1\n[run]\nalgorithm = "random-search"\n',
     "mlp": '[problem]\nmodel = "mlp"\n' + L2 + DATA,
     "cnn": '[problem]\nmodel = "cnn"\n' + L2 + DATA,
     "tune": '[problem]\ntask = "tune"\n[data]\nbuiltin = "digits"\nsamples = 200\n',

@@ -58,6 +58,33 @@ def test_single_loop_methods_take_the_way_of_the_double_loop(algorithm):
         bilevel.minimize(inner, outer, x, y, algorithm=algorithm, hypergradient={"estimator": "darts"}, progress=False)
 
 
+def test_a_population_finds_the_basin_that_one_run_does_not(tmp_path):
+    t = torch.linspace(0.5, 1.5, 5, dtype=torch.double)
+    x, y = torch.full((1,), 1.9, dtype=torch.double), torch.zeros(5, dtype=torch.double)
+
+    def inner(x, y):  # y* = x t
+        return 0.5 * (y - x * t).square().sum()
+
+    def outer(x, y):  # minima near −1 and 1, of which the one near −1 is lower
+        z = (y / t).mean()
+        return (z.square() - 1).square() + 0.3 * z
+
+    given = dict(steps=40, estimator="unrolled", constraints={"x": (-2.0, 2.0)}, progress=False, inner={"lr": 0.5, "steps": 30})
+    population = {"rule": "sgd", "lr": 0.02, "population": {"members": 6, "truncation": 0.34}}
+    alone = bilevel.minimize(inner, outer, x, y, outer={"rule": "sgd", "lr": 0.02}, **given)
+    best = bilevel.minimize(inner, outer, x, y, algorithm="hpm", outer=population, out=tmp_path / "hpm", **given)
+    assert alone.x.item() > 0.8
+    z = best.x.item()  # 4 z (z² − 1) + 0.3 = 0
+    assert z < 0 and abs(4 * z * (z * z - 1) + 0.3) < 1e-3
+    assert best.records[-1]["metrics"]["median_outer_loss"] >= best.records[-1]["outer_loss"]
+    again = bilevel.minimize(inner, outer, x, y, algorithm="hpm", outer=population, threads=3, **given)
+    assert torch.equal(again.x, best.x)
+    found = bilevel.minimize(inner, outer, x, y, algorithm="random-search", outer={"population": {"members": 6}}, **{**given, "steps": 2})
+    assert found.records[0]["metrics"]["best_member"] == found.records[-1]["metrics"]["best_member"]
+    with pytest.raises(bilevel.Error, match="min and a max"):
+        bilevel.minimize(inner, outer, x, y, algorithm="pbt", progress=False)
+
+
 def test_resume_ends_at_the_same_bits(tmp_path):
     p = Logistic()
     whole = bilevel.minimize(p.inner, p.outer, p.x, p.y, steps=20, out=tmp_path / "whole", **options())

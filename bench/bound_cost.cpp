@@ -1,5 +1,6 @@
-// What error bounds add to a run: gradients and products of a softmax regression of the digits (650 weights, a log ridge for each pixel) over
-// forty outer steps, with a bound at every 5th, 10th, 20th, 40th of them, beside none. Counts, no times. Prints one JSON object.
+// What error bounds add to a run: gradients and products of a softmax regression of the digits (650 weights, a log ridge for each
+// pixel) over forty outer steps, with a bound at every 5th, 10th, 20th, 40th of them, beside none. Counts, no times. Prints one
+// JSON object.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>

@@ -112,18 +112,21 @@ void examine(CertificateCase& found, Hypergradient& h, const EstimatorInput& in,
   std::string why;
   std::vector<std::unique_ptr<NamedFunction>> functions;
   functions.push_back(NamedFunction::of(in, h.certificate.differentiates, check, why));
-  if (functions.front() != nullptr) take(h, spot_check(h, in.x, functions, Stream(static_cast<uint64_t>(found.seed), "spot check").at(0), check));
+  if (functions.front() != nullptr)
+    take(h, spot_check(h, in.x, functions, Stream(static_cast<uint64_t>(found.seed), "spot check").at(0), check));
 
   found.grade = h.grade;
   found.bound = h.certificate.error_bound;
   found.check = describe(h.certificate.spot_check);
   found.says_off = h.message.find("off from what a corrected solve gives") != std::string::npos;
-  found.message = h.message + " | " + h.certificate.bound_reason + (h.certificate.spot_check ? " | " + h.certificate.spot_check->message : why);
+  found.message = h.message + " | " + h.certificate.bound_reason +
+                  (h.certificate.spot_check ? " | " + h.certificate.spot_check->message : why);
   found.norm = length(h.value);
 }
 
 CertificateCase implicit_case(int64_t seed) {
-  constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite"};
+  constexpr const char* kDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN",
+                                      "indefinite"};
   constexpr const char* kProblems[] = {"quadratic", "ridge", "logistic", "mlp"};
   const at::NoGradGuard no_grad;
   Draw draw = Stream(static_cast<uint64_t>(seed), "certificate study").at(0);

@@ -16,7 +16,8 @@ struct CertificateCase {
   std::string dtype;      // "float32", "float64"
   std::string estimator;  // "implicit cg", "implicit dense", "unrolled", "truncated"
   std::string route;      // of the certificate: "dense" (∂y r is formed) or "products"
-  std::string damage;     // "" or "wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite", "lost steps", "wrong set"
+  std::string damage;     // "" or "wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "indefinite",
+                          // "lost steps", "wrong set"
   double condition = 0;
   double norm = 0, error = 0;  // ‖value‖, ‖value − reference‖, of a reference in double: of what the bound is about
   double named_error = 0;      // of the function that is named: for a truncated unroll, of the last K steps with y_{T−K} held
@@ -34,17 +35,17 @@ struct CertificateCase {
 /// Makes the problem of `seed`, damages it if seed % 3 == 0, and certifies its hypergradient.
 CertificateCase certificate_case(int64_t seed, const std::string& family);
 
-/// How often the certificates were right. An alarm is a WARN or a BAD that says that the value is wrong; that nothing can be certified
-/// is counted apart.
+/// How often the certificates were right. An alarm is a WARN or a BAD that says that the value is wrong; that nothing can be
+/// certified is counted apart.
 struct CertificateSummary {
-  int64_t cases = 0, bounds = 0, bounds_held = 0;                   // bounds of undamaged cases
-  int64_t convex = 0, no_bound = 0;                                 // undamaged convex cases
-  double median_tightness = 0;                                      // bound/error of undamaged convex cases
-  double share_within_ten = 0;                                      // of them with a bound of at most ten errors
-  int64_t damaged = 0, caught = 0, damaged_uncertain = 0;           // uncertain: warned of, but not called wrong
-  int64_t damaged_right = 0;                                        // called OK, and the value is right to 10 % all the same
-  int64_t undamaged = 0, alarms = 0, false_alarms = 0;              // false: the value is right to 10 %
-  int64_t undamaged_uncertain = 0, missed_errors = 0;               // missed: off by more than 10 %, and graded OK
+  int64_t cases = 0, bounds = 0, bounds_held = 0;          // bounds of undamaged cases
+  int64_t convex = 0, no_bound = 0;                        // undamaged convex cases
+  double median_tightness = 0;                             // bound/error of undamaged convex cases
+  double share_within_ten = 0;                             // of them with a bound of at most ten errors
+  int64_t damaged = 0, caught = 0, damaged_uncertain = 0;  // uncertain: warned of, but not called wrong
+  int64_t damaged_right = 0;                               // called OK, and the value is right to 10 % all the same
+  int64_t undamaged = 0, alarms = 0, false_alarms = 0;     // false: the value is right to 10 %
+  int64_t undamaged_uncertain = 0, missed_errors = 0;      // missed: off by more than 10 %, and graded OK
 };
 CertificateSummary summarise(const std::vector<CertificateCase>& cases);
 

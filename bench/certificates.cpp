@@ -32,26 +32,39 @@ int main(int argc, char** argv) {
   for (int64_t seed = first; seed < first + count; ++seed) {
     const CertificateCase one = bilevel::certificate_case(seed, family);
     cases.push_back(one);
-    rows.push_back({{"seed", one.seed},           {"problem", one.problem}, {"dtype", one.dtype},
-                    {"estimator", one.estimator}, {"route", one.route},     {"damage", one.damage},
-                    {"condition", one.condition}, {"norm", one.norm},       {"error", one.error},
+    rows.push_back({{"seed", one.seed},
+                    {"problem", one.problem},
+                    {"dtype", one.dtype},
+                    {"estimator", one.estimator},
+                    {"route", one.route},
+                    {"damage", one.damage},
+                    {"condition", one.condition},
+                    {"norm", one.norm},
+                    {"error", one.error},
                     {"named_error", one.named_error},
-                    {"bound", one.bound ? Json(*one.bound) : Json()},       {"grade", bilevel::to_string(one.grade)},
-                    {"bound_grade", bilevel::to_string(one.bound_grade)},   {"check", one.check}});
+                    {"bound", one.bound ? Json(*one.bound) : Json()},
+                    {"grade", bilevel::to_string(one.grade)},
+                    {"bound_grade", bilevel::to_string(one.bound_grade)},
+                    {"check", one.check}});
     if (messages) rows.back()["message"] = one.message;
   }
   const bilevel::CertificateSummary sum = summarise(cases);
-  const auto share = [](int64_t part, int64_t all) { return all == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(all); };
+  const auto share = [](int64_t part, int64_t all) {
+    return all == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(all);
+  };
   fmt::print("{} problems\n", sum.cases);
-  fmt::print("bound holds                     {} of {} ({:.1f} %)\n", sum.bounds_held, sum.bounds, share(sum.bounds_held, sum.bounds));
+  fmt::print("bound holds                     {} of {} ({:.1f} %)\n", sum.bounds_held, sum.bounds,
+             share(sum.bounds_held, sum.bounds));
   fmt::print("median bound/error              {:.2f}\n", sum.median_tightness);
   fmt::print("no bound, convex undamaged      {} of {} ({:.1f} %)\n", sum.no_bound, sum.convex, share(sum.no_bound, sum.convex));
   fmt::print("damage caught                   {} of {} ({:.1f} %)\n", sum.caught, sum.damaged, share(sum.caught, sum.damaged));
   fmt::print("  or not certified, with WARN   {}\n", sum.damaged_uncertain);
   fmt::print("  or OK, and right to 10 %      {}\n", sum.damaged_right);
-  fmt::print("alarms on undamaged problems    {} of {} ({:.1f} %)\n", sum.alarms, sum.undamaged, share(sum.alarms, sum.undamaged));
+  fmt::print("alarms on undamaged problems    {} of {} ({:.1f} %)\n", sum.alarms, sum.undamaged,
+             share(sum.alarms, sum.undamaged));
   fmt::print("  where the value is right      {} ({:.1f} %)\n", sum.false_alarms, share(sum.false_alarms, sum.undamaged));
-  fmt::print("not certified, with WARN        {} ({:.1f} %)\n", sum.undamaged_uncertain, share(sum.undamaged_uncertain, sum.undamaged));
+  fmt::print("not certified, with WARN        {} ({:.1f} %)\n", sum.undamaged_uncertain,
+             share(sum.undamaged_uncertain, sum.undamaged));
   fmt::print("off by > 10 % and called OK     {}\n", sum.missed_errors);
   if (!out.empty()) {
     Json json;
@@ -74,7 +87,8 @@ int main(int argc, char** argv) {
     json["cases"] = rows;
     // One case a line.
     std::ofstream file(out);
-    file << fmt::format("{{\n \"command\": {},\n \"summary\": {},\n \"cases\": [\n", json["command"].dump(), json["summary"].dump());
+    file << fmt::format("{{\n \"command\": {},\n \"summary\": {},\n \"cases\": [\n", json["command"].dump(),
+                        json["summary"].dump());
     for (size_t i = 0; i < rows.size(); ++i) {
       file << "  " << rows[i].dump(-1, ' ', false, Json::error_handler_t::replace) << (i + 1 < rows.size() ? ",\n" : "\n");
     }

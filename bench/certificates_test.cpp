@@ -20,8 +20,8 @@ TEST(Certificates, HoldOnSixtyRandomProblems) {
   EXPECT_EQ(sum.damaged, 20);
   EXPECT_GE(sum.bounds, 30);
   EXPECT_EQ(sum.bounds_held, sum.bounds);
-  // The median of so few scatters: half of the study's ratios are below 1.4 and a third above 20. The share within ten is 0.63 there,
-  // and three standard errors of it for forty cases are 0.23.
+  // The median of so few scatters: half of the study's ratios are below 1.4 and a third above 20. The share within ten is 0.63
+  // there, and three standard errors of it for forty cases are 0.23.
   EXPECT_GE(sum.share_within_ten, 0.40);
   EXPECT_GE(sum.median_tightness, 1);
   EXPECT_LE(sum.no_bound, 1);
@@ -41,7 +41,8 @@ TEST(Certificates, HoldOnFifteenUnrolledAndFifteenConstrainedProblems) {
     EXPECT_GE(sum.median_tightness, 1);
     EXPECT_LE(sum.no_bound, 1);
     EXPECT_GE(sum.caught + sum.damaged_uncertain + sum.damaged_right, 5);
-    EXPECT_GE(sum.caught, 2);  // short unrolls of ill-conditioned problems are nearly their direct term, and damage to the rest is small
+    EXPECT_GE(sum.caught,
+              2);  // short unrolls of ill-conditioned problems are nearly their direct term, and damage to the rest is small
     EXPECT_LE(sum.false_alarms, 1);
     EXPECT_EQ(sum.missed_errors, 0);
   }

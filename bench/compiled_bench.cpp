@@ -1,5 +1,6 @@
-// What the compiled oracle takes beside autodiff on the problem of a configuration, whose programs `python -m bilevel compile` has made
-// before. Prints one JSON object. The two are timed in turns, by the processor time of this thread; ratios are those of the medians.
+// What the compiled oracle takes beside autodiff on the problem of a configuration, whose programs `python -m bilevel compile`
+// has made before. Prints one JSON object. The two are timed in turns, by the processor time of this thread; ratios are those of
+// the medians.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
@@ -59,18 +60,22 @@ Experiment experiment_with(const char* oracle, const std::string& path, const st
 Json measure(const std::string& path, const std::vector<std::string>& sets, int64_t size, double seconds) {
   const Experiment compiled = experiment_with("compiled", path, sets), autodiff = experiment_with("autodiff", path, sets);
   const at::Tensor x = compiled.problem().initial_outer();
-  const at::Tensor y = 0.1 * Stream(0, "point").at(0).normal({compiled.problem().inner_layout().size()}, at::kDouble).to(x.options());
+  const at::Tensor y =
+      0.1 * Stream(0, "point").at(0).normal({compiled.problem().inner_layout().size()}, at::kDouble).to(x.options());
   const at::Tensor w = Stream(0, "direction").at(0).normal({y.size(0)}, at::kDouble).to(x.options());
   Batch batch;
   if (size > 0) batch.samples = at::arange(size);
   const Oracle &ours = compiled.oracle(), &theirs = autodiff.oracle();
   const auto lin = ours.linearize_inner(x, y, batch), exact = theirs.linearize_inner(x, y, batch);
-  const auto hypergradient = [](const Experiment& e) { return e.double_loop("bench").hypergradient(e.algorithm().init(), nullptr, {}).value; };
+  const auto hypergradient = [](const Experiment& e) {
+    return e.double_loop("bench").hypergradient(e.algorithm().init(), nullptr, {}).value;
+  };
   const at::Tensor found = hypergradient(compiled), expected = hypergradient(autodiff);
   return {{"x", x.size(0)},
           {"y", y.size(0)},
           {"gradient", compare([&] { ours.inner(x, y, batch); }, [&] { theirs.inner(x, y, batch); }, seconds)},
-          {"linearization", compare([&] { ours.linearize_inner(x, y, batch); }, [&] { theirs.linearize_inner(x, y, batch); }, seconds)},
+          {"linearization",
+           compare([&] { ours.linearize_inner(x, y, batch); }, [&] { theirs.linearize_inner(x, y, batch); }, seconds)},
           {"hvp", compare([&] { lin->jvp_y(w); }, [&] { exact->jvp_y(w); }, seconds)},
           {"vjp", compare([&] { lin->vjp(w); }, [&] { exact->vjp(w); }, seconds)},
           {"hypergradient", compare([&] { hypergradient(compiled); }, [&] { hypergradient(autodiff); }, seconds)},

@@ -16,10 +16,12 @@
 namespace bilevel::study {
 namespace {
 
-constexpr const char* kConstrainedDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN", "wrong set"};
+constexpr const char* kConstrainedDamages[] = {"wrong sign", "wrong sign in the products", "stale batch", "early stop", "NaN",
+                                               "wrong set"};
 constexpr const char* kConstrainedProblems[] = {"box", "lasso", "simplex", "non-negative"};
 
-/// g = mean ℓ(X y, t) + ½ μ‖y‖² − yᵀB x with the squared or (non-negative) the logistic loss, f = mean ℓ(V y, s) + ½ 1e-3 ‖x‖², and
+/// g = mean ℓ(X y, t) + ½ μ‖y‖² − yᵀB x with the squared or (non-negative) the logistic loss, f = mean ℓ(V y, s) + ½ 1e-3 ‖x‖²,
+/// and
 ///   box:           −b ≤ y ≤ b (1 + tanh(x₀)/4), b half of the largest |y| without
 ///   lasso:         l1 = w exp(x ⊙ ½), w a fifth of the least penalty that makes y zero
 ///   simplex:       y ≥ 0, Σ y = 1 + tanh(x₀)/4
@@ -56,7 +58,9 @@ class Constrained final : public WithData<Constrained> {
     switch (kind_) {
       case 0: return {.lower = zero - size_, .upper = size_ * (1 + x[0].tanh() / 4)};
       case 1: return {.l1 = size_ * (0.5 * x).exp()};
-      case 2: return {.lower = zero, .equality = at::ones({1, x.size(0)}, x.options()), .equality_rhs = (1 + x[0].tanh() / 4).reshape({1})};
+      case 2:
+        return {
+            .lower = zero, .equality = at::ones({1, x.size(0)}, x.options()), .equality_rhs = (1 + x[0].tanh() / 4).reshape({1})};
       default: return {.lower = zero};
     }
   }
@@ -82,11 +86,12 @@ struct Solved {
 /// One active set: a coordinate is free with the sign + or −, at zero by the penalty, at its lower or at its upper bound.
 enum Place { kPlus, kMinus, kZero, kLower, kUpper };
 
-/// The conditions of a minimum on one active set, by Newton's method on (y_F, ν) with the whole KKT matrix, and ∇F by one more step of it
-/// as a function of x.
+/// The conditions of a minimum on one active set, by Newton's method on (y_F, ν) with the whole KKT matrix, and ∇F by one more
+/// step of it as a function of x.
 class OneSet {
  public:
-  OneSet(const Constrained& problem, std::vector<Place> places) : problem_(problem), places_(std::move(places)), d_(problem.y0.size(0)) {
+  OneSet(const Constrained& problem, std::vector<Place> places)
+      : problem_(problem), places_(std::move(places)), d_(problem.y0.size(0)) {
     for (int64_t i = 0; i < d_; ++i) {
       if (places_[static_cast<size_t>(i)] <= kMinus) free_.push_back(i);
     }
@@ -131,7 +136,9 @@ class OneSet {
     int64_t next = 0;
     for (int64_t i = 0; i < d_; ++i) {
       const Place place = places_[static_cast<size_t>(i)];
-      y.push_back(place <= kMinus ? u[next++] : place == kZero ? at::zeros({}, at::kDouble) : value(place == kLower ? c_.lower : c_.upper, i));
+      y.push_back(place <= kMinus  ? u[next++]
+                  : place == kZero ? at::zeros({}, at::kDouble)
+                                   : value(place == kLower ? c_.lower : c_.upper, i));
     }
     return at::stack(y);
   }
@@ -140,7 +147,8 @@ class OneSet {
     at::Tensor y = y_of(u, x_);
     if (!y.requires_grad()) y.requires_grad_(true);
     at::Tensor slope = gradients(problem_.inner_loss(x_, y, {}), {y}, {}, true, true)[0];
-    if (c_.equality.defined()) slope = slope + c_.equality.t().mv(u.narrow(0, static_cast<int64_t>(free_.size()), c_.equality.size(0)));
+    if (c_.equality.defined())
+      slope = slope + c_.equality.t().mv(u.narrow(0, static_cast<int64_t>(free_.size()), c_.equality.size(0)));
     return slope;
   }
   at::Tensor conditions(const at::Tensor& u) const {
@@ -187,16 +195,20 @@ class OneSet {
 
 /// The active set that a descent is on after a while: the first to be tried.
 std::vector<Place> guess(const Constrained& problem, const InnerConstraints& c) {
-  const at::Tensor y = ProximalGradient({.max_iterations = 200, .tolerance = 1e-12}).solve(AutodiffOracle(problem), problem.x0, 0, {problem.y0}, {}).y;
+  const at::Tensor y = ProximalGradient({.max_iterations = 200, .tolerance = 1e-12})
+                           .solve(AutodiffOracle(problem), problem.x0, 0, {problem.y0}, {})
+                           .y;
   std::vector<Place> places;
   for (int64_t i = 0; i < y.size(0); ++i) {
-    const auto meets = [&](const at::Tensor& bound) { return bound.defined() && (bound.dim() == 0 ? bound : bound[i]).equal(y[i]); };
+    const auto meets = [&](const at::Tensor& bound) {
+      return bound.defined() && (bound.dim() == 0 ? bound : bound[i]).equal(y[i]);
+    };
     const double at_i = y[i].item<double>();
-    places.push_back(meets(c.lower)                      ? kLower
-                     : meets(c.upper)                    ? kUpper
-                     : c.l1.defined() && at_i == 0       ? kZero
-                     : c.l1.defined() && at_i < 0        ? kMinus
-                                                         : kPlus);
+    places.push_back(meets(c.lower)                ? kLower
+                     : meets(c.upper)              ? kUpper
+                     : c.l1.defined() && at_i == 0 ? kZero
+                     : c.l1.defined() && at_i < 0  ? kMinus
+                                                   : kPlus);
   }
   return places;
 }
@@ -221,13 +233,15 @@ Solved reference(const Constrained& problem) {
   }
 }
 
-/// As a proximal solver ends: one of its steps from a share τ of the way, τ from 1e-4 to 1e-9. Early: five steps from the start. Wrong set:
-/// what is held has left its bound by a tenth of the size of y.
-InnerSolution solve(const Oracle& oracle, const Constrained& problem, const at::Tensor& optimum, Draw& draw, const std::string& damage) {
+/// As a proximal solver ends: one of its steps from a share τ of the way, τ from 1e-4 to 1e-9. Early: five steps from the start.
+/// Wrong set: what is held has left its bound by a tenth of the size of y.
+InnerSolution solve(const Oracle& oracle, const Constrained& problem, const at::Tensor& optimum, Draw& draw,
+                    const std::string& damage) {
   const at::Tensor H = matrix(*AutodiffOracle(*problem.twin()).linearize_inner(problem.twin()->x0, optimum, {}), optimum.size(0));
   const double lr = 1 / at::linalg_eigvalsh(H).abs().max().item<double>();
   const double left = std::pow(10.0, -4.0 - 5.0 * draw.uniform({1}).item<double>());
-  const at::Tensor from = damage == "early stop" ? problem.y0 : (optimum + left * (problem.twin()->y0 - optimum)).to(problem.y0.scalar_type());
+  const at::Tensor from =
+      damage == "early stop" ? problem.y0 : (optimum + left * (problem.twin()->y0 - optimum)).to(problem.y0.scalar_type());
   const ProximalGradient solver({.lr = lr, .max_iterations = damage == "early stop" ? 5 : 1, .tolerance = 1e-300});
   InnerSolution solution = solver.solve(oracle, problem.x0, 0, {from}, {});
   if (damage == "wrong set") {
@@ -269,7 +283,8 @@ CertificateCase constrained_case(int64_t seed) {
   const AutodiffOracle honest(problem);
   const at::Tensor optimum = exact.known ? exact.y : twin->y0;
   InnerSolution solution = solve(honest, problem, optimum, draw, found.damage);
-  if (found.damage == "wrong set" && !(length(solution.y.to(at::kDouble) - optimum) > 1e-2 * length(optimum))) found.damage = "wrong sign";
+  if (found.damage == "wrong set" && !(length(solution.y.to(at::kDouble) - optimum) > 1e-2 * length(optimum)))
+    found.damage = "wrong sign";
 
   const DamagedOracle damaged(honest, problem, found.damage, draw);
   const Oracle& oracle = found.damage.empty() ? static_cast<const Oracle&>(honest) : damaged;

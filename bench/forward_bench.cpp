@@ -1,7 +1,8 @@
-// What forward mode gains by handing the rule all columns of ∂y/∂x as one block: UpdateRule::jvp of a block beside that of its rows one by
-// one. Prints one JSON object.
+// What forward mode gains by handing the rule all columns of ∂y/∂x as one block: UpdateRule::jvp of a block beside that of its
+// rows one by one. Prints one JSON object.
 //
-// Processor time, not that of the wall, and in turns: what else the machine does counts for little. The ratio is that of the medians.
+// Processor time, not that of the wall, and in turns: what else the machine does counts for little. The ratio is that of the
+// medians.
 #include <algorithm>
 #include <ctime>
 #include <exception>
@@ -63,8 +64,13 @@ Json measure(const std::string& name, const UpdateRule& rule, int64_t dx, int64_
     a.push_back(time(at_once));
     b.push_back(time(one_by_one));
   }
-  return {{"rule", name}, {"dx", dx}, {"dy", dy}, {"microseconds_block", median(a)}, {"microseconds_rows", median(b)},
-          {"gain", median(b) / median(a)}, {"repetitions", a.size()}};
+  return {{"rule", name},
+          {"dx", dx},
+          {"dy", dy},
+          {"microseconds_block", median(a)},
+          {"microseconds_rows", median(b)},
+          {"gain", median(b) / median(a)},
+          {"repetitions", a.size()}};
 }
 
 int run(int argc, char** argv) {
@@ -90,7 +96,10 @@ int run(int argc, char** argv) {
       rows.push_back(measure(name, *rule, dx, dy, seconds));
     }
   }
-  fmt::print("{}\n", Json{{"command", fmt::format("forward_bench --seconds {}", seconds)}, {"threads", 1}, {"dtype", "float32"}, {"rows", rows}}.dump(2));
+  fmt::print(
+      "{}\n",
+      Json{{"command", fmt::format("forward_bench --seconds {}", seconds)}, {"threads", 1}, {"dtype", "float32"}, {"rows", rows}}
+          .dump(2));
   return 0;
 }
 

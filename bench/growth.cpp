@@ -1,6 +1,6 @@
 // How the time and the memory of a hypergradient grow: with the number n of samples, the number d of features and the number T of
-// inner steps, on softmax regression with a weight for each sample (native oracle) and on a network (autodiff); and with the memory
-// policies of unrolling, to T = 100,000. docs/growth.svg is drawn from it. Writes JSON: one record for each case.
+// inner steps, on softmax regression with a weight for each sample (native oracle) and on a network (autodiff); and with the
+// memory policies of unrolling, to T = 100,000. docs/growth.svg is drawn from it. Writes JSON: one record for each case.
 //
 // Times are processor seconds of one thread, the least of the calls that fit a budget, three at least but where one alone
 // takes as long; bytes are those of all tensors alive at once, beyond what the problem holds.
@@ -88,9 +88,11 @@ Json measure(const Case& c, double budget) {
     bytes = meter.peak_bytes();
     ++calls;
   } while (processor_seconds() - start < budget || (calls < 3 && least < budget));
-  return {{"axis", c.axis}, {"estimator", c.estimator}, {"memory", c.memory}, {"model", c.network ? "network" : "softmax"},
-          {"n", c.n},       {"d", c.d},                 {"T", c.T},           {"weights", y.size(0)},
-          {"seconds", least}, {"bytes", bytes}};
+  return {{"axis", c.axis},     {"estimator", c.estimator},
+          {"memory", c.memory}, {"model", c.network ? "network" : "softmax"},
+          {"n", c.n},           {"d", c.d},
+          {"T", c.T},           {"weights", y.size(0)},
+          {"seconds", least},   {"bytes", bytes}};
 }
 
 std::vector<Case> cases(int64_t most_steps) {

@@ -40,8 +40,8 @@ FunctionProblem problem_of(const Subject& subject, const Model& model) {
   shape.insert(shape.end(), subject.sample_shape.begin(), subject.sample_shape.end());
   const at::Tensor X = draw.normal(shape, at::kFloat);
   const Loss loss(subject.loss);
-  const at::Tensor labels =
-      loss.classifies() ? draw.integers(subject.loss == "logistic" ? 2 : subject.outputs, {subject.samples}) : draw.normal({subject.samples}, at::kFloat);
+  const at::Tensor labels = loss.classifies() ? draw.integers(subject.loss == "logistic" ? 2 : subject.outputs, {subject.samples})
+                                              : draw.normal({subject.samples}, at::kFloat);
   const at::Tensor targets = loss.targets(labels, subject.outputs, at::kFloat, "labels");
   const auto g = [&model, loss, X, targets](const at::Tensor& x, const at::Tensor& y) {
     return (x.sigmoid() * loss.losses(model.outputs(y, X), targets)).mean() + 0.005 * y.dot(y);
@@ -111,7 +111,10 @@ int run(int argc, char** argv) {
   };
   Json rows = Json::array();
   for (const Subject& subject : subjects) rows.push_back(measure(subject, seconds));
-  fmt::print("{}\n", Json{{"command", fmt::format("hvp_bench --seconds {}", seconds)}, {"threads", 1}, {"dtype", "float32"}, {"rows", rows}}.dump(2));
+  fmt::print(
+      "{}\n",
+      Json{{"command", fmt::format("hvp_bench --seconds {}", seconds)}, {"threads", 1}, {"dtype", "float32"}, {"rows", rows}}
+          .dump(2));
   return 0;
 }
 

@@ -1,6 +1,6 @@
-// One outer step of MAML: sinusoids, a network 1-40-40-1 of ReLU, 10 + 10 points a task, five steps of gradient descent. All tasks
-// joined into one problem, beside the same tasks one by one, in turns; processor milliseconds of one thread, medians. Prints one
-// JSON object, with the relative difference of the two meta-gradients.
+// One outer step of MAML: sinusoids, a network 1-40-40-1 of ReLU, 10 + 10 points a task, five steps of gradient descent. All
+// tasks joined into one problem, beside the same tasks one by one, in turns; processor milliseconds of one thread, medians.
+// Prints one JSON object, with the relative difference of the two meta-gradients.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -56,8 +56,12 @@ class Sinusoids final : public Problem {
   at::Tensor initial_inner(const at::Tensor& x, int64_t) const override { return x; }
   bool initial_inner_depends_on_outer() const override { return true; }
   int64_t inner_problems() const override { return tasks_; }
-  at::Tensor inner_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const override { return alone(y, batch.slice, 0); }
-  at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const override { return alone(y, batch.slice, 10); }
+  at::Tensor inner_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const override {
+    return alone(y, batch.slice, 0);
+  }
+  at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const override {
+    return alone(y, batch.slice, 10);
+  }
 
   /// Errors of all tasks, Y [k, dy] → [k], on ten points from `first` on.
   at::Tensor errors(const at::Tensor& Y, int64_t first) const {
@@ -99,8 +103,8 @@ nlohmann::ordered_json measure(int64_t tasks, double seconds) {
   const auto loop = [&](const Oracle& oracle) {
     DoubleLoopOptions options;
     options.start = Start::kCold;
-    return DoubleLoop(oracle, std::make_shared<RuleSolver>(std::make_unique<SgdRule>(SgdRuleOptions{}), inner), std::make_shared<Unrolled>(),
-                      std::make_shared<OuterAdam>(OuterAdamOptions{.lr = 1e-3}), options);
+    return DoubleLoop(oracle, std::make_shared<RuleSolver>(std::make_unique<SgdRule>(SgdRuleOptions{}), inner),
+                      std::make_shared<Unrolled>(), std::make_shared<OuterAdam>(OuterAdamOptions{.lr = 1e-3}), options);
   };
   const DoubleLoop apart = loop(of_base), together = loop(of_joined);
   const at::Tensor a = apart.hypergradient(apart.init()).value, b = together.hypergradient(together.init()).value;
@@ -121,7 +125,11 @@ nlohmann::ordered_json measure(int64_t tasks, double seconds) {
     return v[v.size() / 2];
   };
   const double one = median(one_by_one), all = median(at_once);
-  return {{"tasks", tasks}, {"one_by_one_ms", one}, {"joined_ms", all}, {"ratio", one / all}, {"difference", ((a - b).norm() / a.norm()).item<double>()}};
+  return {{"tasks", tasks},
+          {"one_by_one_ms", one},
+          {"joined_ms", all},
+          {"ratio", one / all},
+          {"difference", ((a - b).norm() / a.norm()).item<double>()}};
 }
 
 }  // namespace

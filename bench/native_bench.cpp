@@ -5,7 +5,8 @@
 // least of many. GF/s counts 4 n d C operations for each direction; `gemm_gflops` is LibTorch's product of two square matrices of
 // order 1,024 in the same dtype, timed after them, for it would empty the cache. Each result is compared with autodiff's too.
 //
-// Sparse subjects hold the same numbers as dense and as CSR, 1 in 100 of them not zero: `native` is CSR, `dense` the dense kernels.
+// Sparse subjects hold the same numbers as dense and as CSR, 1 in 100 of them not zero: `native` is CSR, `dense` the dense
+// kernels.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
@@ -194,9 +195,9 @@ int main(int argc, char** argv) {
       out["results"].push_back(bilevel::measure(subject, seconds));
       fmt::print(stderr, "{}\n", out["results"].back().dump());
     }
-    for (const Subject& subject : {Subject{5000, 10000, 1, 0, "logistic", at::kFloat, 0.01},
-                                   Subject{5000, 10000, 10, 0, "softmax", at::kFloat, 0.01},
-                                   Subject{5000, 10000, 10, 0, "softmax", at::kFloat, 0.1}}) {
+    for (const Subject& subject :
+         {Subject{5000, 10000, 1, 0, "logistic", at::kFloat, 0.01}, Subject{5000, 10000, 10, 0, "softmax", at::kFloat, 0.01},
+          Subject{5000, 10000, 10, 0, "softmax", at::kFloat, 0.1}}) {
       out["sparse"].push_back(bilevel::measure_sparse(subject, seconds));
       fmt::print(stderr, "{}\n", out["sparse"].back().dump());
     }

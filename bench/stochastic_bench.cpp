@@ -67,8 +67,8 @@ class PlainLoop {
  private:
   static std::vector<at::Tensor> gradient(const at::Tensor& of, const std::vector<at::Tensor>& by, const at::Tensor& cotangent,
                                           bool graph) {
-    return torch::autograd::grad({of}, by, cotangent.defined() ? std::vector<at::Tensor>{cotangent} : std::vector<at::Tensor>{}, graph,
-                                 graph);
+    return torch::autograd::grad({of}, by, cotangent.defined() ? std::vector<at::Tensor>{cotangent} : std::vector<at::Tensor>{},
+                                 graph, graph);
   }
   at::Tensor loss(int level) const {
     const int64_t batches = X_[level].size(0) / 64, k = t_step_ * 7919 % batches;
@@ -121,7 +121,11 @@ nlohmann::ordered_json measure(double seconds) {
     return 1e6 * v[v.size() / 2];
   };
   const double of_a = median(a), of_b = median(b), of_c = median(c);
-  return {{"soba_us", of_a}, {"saba_us", of_b}, {"plain_libtorch_us", of_c}, {"ratio_soba", of_c / of_a}, {"ratio_saba", of_c / of_b}};
+  return {{"soba_us", of_a},
+          {"saba_us", of_b},
+          {"plain_libtorch_us", of_c},
+          {"ratio_soba", of_c / of_a},
+          {"ratio_saba", of_c / of_b}};
 }
 
 }  // namespace

@@ -17,7 +17,9 @@
 namespace bilevel::study {
 
 inline double length(const at::Tensor& v) { return v.norm().item<double>(); }
-inline at::Tensor rows(const at::Tensor& data, const Batch& batch) { return batch.full() ? data : data.index_select(0, batch.samples); }
+inline at::Tensor rows(const at::Tensor& data, const Batch& batch) {
+  return batch.full() ? data : data.index_select(0, batch.samples);
+}
 
 /// What all problems of the study have. Data are kept in double, rounded to the dtype: the twin in double has the same.
 class StudyProblem : public Problem {
@@ -203,7 +205,8 @@ class Mlp final : public WithData<Mlp> {
 /// Damages the products of another linearization.
 class DamagedLinearization final : public Linearization {
  public:
-  DamagedLinearization(std::unique_ptr<Linearization> base, bool flip, bool nan) : base_(std::move(base)), flip_(flip), nan_(nan) {}
+  DamagedLinearization(std::unique_ptr<Linearization> base, bool flip, bool nan)
+      : base_(std::move(base)), flip_(flip), nan_(nan) {}
   at::Tensor value() override { return base_->value(); }
   at::Tensor residual() override { return base_->residual(); }
   at::Tensor grad_x() override { return base_->grad_x(); }

@@ -46,7 +46,8 @@ CertificateCase unrolled_case(int64_t seed) {
   found.seed = seed;
   const Drawn drawn = draw_case(draw, found);
   const int64_t steps = 10 + draw.integers(50, {1}).item<int64_t>();
-  const int64_t last = drawn.which == 1 ? std::max<int64_t>(1, steps / 8 + draw.integers(7 * steps / 8, {1}).item<int64_t>()) : steps;
+  const int64_t last =
+      drawn.which == 1 ? std::max<int64_t>(1, steps / 8 + draw.integers(7 * steps / 8, {1}).item<int64_t>()) : steps;
   found.problem = kUnrolledProblems[drawn.kind];
   found.damage = seed % 3 == 0 ? kUnrolledDamages[drawn.damage % 5] : "";
   found.estimator = drawn.which == 1 ? "truncated" : "unrolled";

@@ -53,7 +53,8 @@ int command(int argc, const char* const* argv, const std::shared_ptr<Processes>&
   try {
     app.parse(argc, argv);
     if (processes && !app.got_subcommand("run") && !app.got_subcommand("resume")) {
-      throw CLI::ValidationError("of the commands `run` and `resume` alone are shared among processes; call the others without torchrun");
+      throw CLI::ValidationError(
+          "of the commands `run` and `resume` alone are shared among processes; call the others without torchrun");
     }
   } catch (const CLI::ParseError& error) {
     if (silent) return error.get_exit_code() == 0 ? kDone : kMisuse;

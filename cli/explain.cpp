@@ -21,8 +21,8 @@ Report report_of(const std::string& directory) {
   return report;
 }
 
-/// Into the run's report, or beside that of a job of several stages, which is the job's own. A directory that cannot be written is no
-/// reason to say nothing.
+/// Into the run's report, or beside that of a job of several stages, which is the job's own. A directory that cannot be written
+/// is no reason to say nothing.
 void keep(const std::string& directory, const Explanation& explanation) {
   try {
     keep_explanation(directory, explanation);

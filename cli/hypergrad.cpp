@@ -45,15 +45,17 @@ void add_hypergrad(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("hypergrad", "Compute one hypergradient, at the start point, with its certificate.");
   arguments->config.add_to(*command);
   command->add_flag("--json", arguments->json, "print one JSON object and nothing else");
-  command->add_flag("--no-check", arguments->no_check, "leave the error bound and the spot check out: they cost several times the estimate");
+  command->add_flag("--no-check", arguments->no_check,
+                    "leave the error bound and the spot check out: they cost several times the estimate");
   command->add_flag("--strict", arguments->strict, "a status of BAD ends with exit status 1 (so it does anyway)");
   command->footer("Example:\n  bilevel hypergrad ridge.toml --set hypergradient.solver=dense --json");
   command->callback([arguments, &action] {
     action = [arguments] {
       const Experiment experiment(arguments->config.load());
       for (const std::string& note : experiment.task().notes) fmt::print(stderr, "{}\n", note);
-      const Hypergradient h = experiment.double_loop("`bilevel hypergrad`").hypergradient(
-          experiment.algorithm().init(), nullptr, {.bound = !arguments->no_check, .check = !arguments->no_check});
+      const Hypergradient h = experiment.double_loop("`bilevel hypergrad`")
+                                  .hypergradient(experiment.algorithm().init(), nullptr,
+                                                 {.bound = !arguments->no_check, .check = !arguments->no_check});
       if (arguments->json) {
         fmt::print("{}\n", to_json(h));
       } else {

@@ -83,8 +83,8 @@ int tune(Config config, std::string out, bool json) {
 
 void add_tune(CLI::App& app, Action& action) {
   auto a = std::make_shared<TuneArguments>();
-  CLI::App* command =
-      app.add_subcommand("tune", "Choose regularisation strengths by the hypergradient of a cross-validated loss, and fit with them.");
+  CLI::App* command = app.add_subcommand(
+      "tune", "Choose regularisation strengths by the hypergradient of a cross-validated loss, and fit with them.");
   command->add_option("--data", a->data, "samples with labels: .csv, .npy or IDX")->type_name("FILE");
   command->add_option("--label", a->label, "label column of a .csv")->type_name("COLUMN");
   command->add_option("--y", a->y, "labels of arrays: .npy or IDX")->type_name("FILE");
@@ -93,10 +93,13 @@ void add_tune(CLI::App& app, Action& action) {
   command->add_option("--per", a->per, "what has a strength of its own")
       ->check(CLI::IsMember({"one", "class", "group", "feature", "layer"}));
   command
-      ->add_option("--groups", a->groups,
-                   "for --per group: prefixes of column names separated by commas, or a .npy or .csv file with a group per column")
+      ->add_option(
+          "--groups", a->groups,
+          "for --per group: prefixes of column names separated by commas, or a .npy or .csv file with a group per column")
       ->type_name("GROUPS");
-  command->add_option("--folds", a->folds, "folds of the cross-validation, 5 unless given; or a .npy file with the fold of each sample")
+  command
+      ->add_option("--folds", a->folds,
+                   "folds of the cross-validation, 5 unless given; or a .npy file with the fold of each sample")
       ->type_name("K|FILE");
   command->add_option("--prior", a->prior, "width of the prior that holds log strengths together: auto, none, or a number")
       ->type_name("WIDTH");
@@ -114,7 +117,8 @@ void add_tune(CLI::App& app, Action& action) {
   command->add_flag("--json", a->json, "print one JSON object (summary.json) on stdout, and nothing else");
   command->footer(
       "Without --data, the demonstration: 5,000 images of Fashion-MNIST, or 1,000 of the embedded digits.\n\n"
-      "Example:\n  bilevel tune --data houses.csv --label price --loss squared --per group --groups lot_,floor_ --test new.csv --out "
+      "Example:\n  bilevel tune --data houses.csv --label price --loss squared --per group --groups lot_,floor_ --test new.csv "
+      "--out "
       "runs/houses");
   command->callback([a, &action] { action = [a] { return tune(configuration(*a), a->out, a->json); }; });
 }

@@ -1,7 +1,7 @@
 // bilevel._engine: the engine as the Python package sees it, flat vectors in and out. The package gives it its shape.
-#include <pybind11/pybind11.h>
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -187,7 +187,8 @@ py::dict to_dict(const RunResult& result) {
   return d;
 }
 
-/// `record` is called with each record, as a line of log.jsonl, and returns "continue", "stop" or "abort"; `started`, once the directory is there.
+/// `record` is called with each record, as a line of log.jsonl, and returns "continue", "stop" or "abort"; `started`, once the
+/// directory is there.
 RunFront front_of(const py::object& record, const py::object& started = py::none()) {
   RunFront front;
   if (!started.is_none()) {
@@ -214,8 +215,8 @@ State start_of(const Algorithm& algorithm, const std::vector<at::Tensor>& state,
   return start;
 }
 
-py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at::Tensor>& state, int64_t state_steps,
-                       bool bound, bool check) {
+py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at::Tensor>& state, int64_t state_steps, bool bound,
+                       bool check) {
   Hypergradient h;
   State after;
   {
@@ -236,7 +237,8 @@ py::dict hypergradient(const PythonExperiment& experiment, const std::vector<at:
 RunResult minimize(const PythonExperiment& experiment, const std::string& out, const RunFront& front,
                    const std::vector<at::Tensor>& state, int64_t state_steps) {
   if (!out.empty()) {
-    require(state.empty(), "minimize: a run in a directory begins with a fresh rule; the optimiser given has taken steps already.");
+    require(state.empty(),
+            "minimize: a run in a directory begins with a fresh rule; the optimiser given has taken steps already.");
     return run_experiment(experiment.experiment, out, front);
   }
   Watch watch;
@@ -273,17 +275,16 @@ PYBIND11_MODULE(_engine, m) {
       .def(py::init(&make_experiment))
       .def("hypergradient", &hypergradient)
       .def("config", [](const PythonExperiment& e) { return e.experiment.text(); })
-      .def("minimize",
-           [](const PythonExperiment& e, const std::string& out, const py::object& record, const py::object& started,
-              const std::vector<at::Tensor>& state, int64_t state_steps) {
-             const RunFront front = front_of(record, started);
-             RunResult result;
-             {
-               const py::gil_scoped_release no_gil;
-               result = minimize(e, out, front, state, state_steps);
-             }
-             return to_dict(result);
-           });
+      .def("minimize", [](const PythonExperiment& e, const std::string& out, const py::object& record, const py::object& started,
+                          const std::vector<at::Tensor>& state, int64_t state_steps) {
+        const RunFront front = front_of(record, started);
+        RunResult result;
+        {
+          const py::gil_scoped_release no_gil;
+          result = minimize(e, out, front, state, state_steps);
+        }
+        return to_dict(result);
+      });
   py::class_<Parts>(m, "Parts")
       .def(py::init([](const py::object& parts) { return std::make_unique<Parts>(layout_of(parts)); }))
       .def("split", &Parts::split)
@@ -329,8 +330,9 @@ PYBIND11_MODULE(_engine, m) {
       }))
       .def("vjp", [product](const ImplicitDerivative& d, const at::Tensor& x, const at::Tensor& y,
                             const at::Tensor& y_bar) { return product(d.vjp(x, y, y_bar)); })
-      .def("jvp", [product](const ImplicitDerivative& d, const at::Tensor& x, const at::Tensor& y,
-                            const at::Tensor& x_dot) { return product(d.jvp(x, y, x_dot)); });
+      .def("jvp", [product](const ImplicitDerivative& d, const at::Tensor& x, const at::Tensor& y, const at::Tensor& x_dot) {
+        return product(d.jvp(x, y, x_dot));
+      });
   m.def("rule_hyperparameters", [](const std::string& name) {
     Config none = Config::parse("", "the options");
     Section section = none.root();

@@ -67,7 +67,8 @@ Parts::~Parts() = default;
 // In the hot path: the messages are made only when they are needed.
 std::vector<at::Tensor> Parts::split(const at::Tensor& flat) const {
   const int64_t size = parts_->layout.size();
-  if (flat.dim() != 1 || flat.size(0) != size) throw Error(fmt::format("Parts::split: expected a vector of {} elements, got {}.", size, flat.numel()));
+  if (flat.dim() != 1 || flat.size(0) != size)
+    throw Error(fmt::format("Parts::split: expected a vector of {} elements, got {}.", size, flat.numel()));
   return Split::apply(flat, parts_);
 }
 

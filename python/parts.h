@@ -9,8 +9,8 @@ namespace bilevel::python {
 
 /// Layout::split and Layout::join, each as one node of the graph, as often as one differentiates.
 ///
-/// In torch's own operations each part is a view of a view, and every pass through the graph of a loss dispatches twice as many of them as
-/// there are parts. Not for torch.func: its transformations take no node of C++.
+/// In torch's own operations each part is a view of a view, and every pass through the graph of a loss dispatches twice as many
+/// of them as there are parts. Not for torch.func: its transformations take no node of C++.
 class Parts {
  public:
   explicit Parts(Layout layout);

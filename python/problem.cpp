@@ -70,14 +70,18 @@ at::Tensor PythonProblem::outputs(const char* method, const at::Tensor& y, const
   return spec_.attr(method)(y, batch.full() ? py::none() : py::cast(batch.samples)).cast<at::Tensor>();
 }
 
-at::Tensor PythonProblem::inner_outputs(const at::Tensor& y, const Batch& batch) const { return outputs("inner_outputs", y, batch); }
+at::Tensor PythonProblem::inner_outputs(const at::Tensor& y, const Batch& batch) const {
+  return outputs("inner_outputs", y, batch);
+}
 
 at::Tensor PythonProblem::inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& /*y*/, const at::Tensor& z,
                                                 const Batch& batch) const {
   return call("inner_loss_of_outputs", x, z, batch);
 }
 
-at::Tensor PythonProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return outputs("outer_outputs", y, batch); }
+at::Tensor PythonProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const {
+  return outputs("outer_outputs", y, batch);
+}
 
 at::Tensor PythonProblem::outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& /*y*/, const at::Tensor& z,
                                                 const Batch& batch) const {

@@ -24,7 +24,7 @@ class CompilingPrograms final : public Programs {
     if (!programs_) programs_ = py::module_::import("bilevel._compile").attr("Programs")(losses_);
     const py::object samples = batch.full() ? py::none() : py::cast(batch.samples);
     auto [loaded, constants] = programs_.attr("program")(std::string(to_string(derivative)), x.detach(), y.detach(), samples)
-                                    .cast<std::pair<LoadedProgram, std::vector<at::Tensor>>>();
+                                   .cast<std::pair<LoadedProgram, std::vector<at::Tensor>>>();
     return CompiledProgram{std::move(loaded.program), std::move(constants)};
   }
 

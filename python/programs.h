@@ -22,8 +22,8 @@ struct ProblemLosses {
   at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const std::optional<at::Tensor>& samples, int64_t step) const;
 };
 
-/// Programs that are traced and compiled in this process when they are first asked for (python/bilevel/_compile.py). `losses` has the
-/// methods `inner_loss` and `outer_loss` of `bilevel._problem.Problem`.
+/// Programs that are traced and compiled in this process when they are first asked for (python/bilevel/_compile.py). `losses` has
+/// the methods `inner_loss` and `outer_loss` of `bilevel._problem.Problem`.
 std::shared_ptr<const Programs> compiling_programs(const pybind11::object& losses);
 
 }  // namespace bilevel::python

@@ -12,7 +12,8 @@ std::pair<at::Tensor, at::Tensor> draw_fashion(const std::string& study, const s
   spec.builtin = "fashion-mnist";
   spec.split = split;
   const Dataset data = load_dataset(spec);
-  const at::Tensor order = Stream(static_cast<uint64_t>(seed), study + " " + split).at(0).permutation(data.size()).narrow(0, 0, count);
+  const at::Tensor order =
+      Stream(static_cast<uint64_t>(seed), study + " " + split).at(0).permutation(data.size()).narrow(0, 0, count);
   return {data.features.view({data.size(), 28, 28}).index_select(0, order), data.labels.index_select(0, order)};
 }
 

@@ -23,10 +23,8 @@ namespace bilevel {
 
 const std::vector<Study>& studies() {
   static const std::vector<Study> rows = {
-      {"evograd", bilevel_study_evograd, study_evograd},
-      {"fds", bilevel_study_fds, study_fds},
-      {"funcid", bilevel_study_funcid, study_funcid},
-      {"nhgd", bilevel_study_nhgd, study_nhgd},
+      {"evograd", bilevel_study_evograd, study_evograd},    {"fds", bilevel_study_fds, study_fds},
+      {"funcid", bilevel_study_funcid, study_funcid},       {"nhgd", bilevel_study_nhgd, study_nhgd},
       {"resalign", bilevel_study_resalign, study_resalign},
   };
   return rows;

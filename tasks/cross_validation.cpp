@@ -98,7 +98,8 @@ CrossValidation::CrossValidation(CrossValidationOptions options, const Samples& 
     train_weights_[k].fill_(static_cast<double>(n_) / static_cast<double>(n_ - count)).narrow(0, first, count).fill_(0);
   }
 
-  strength_index_ = options_.groups.index.where(options_.groups.index >= 0, at::full_like(options_.groups.index, options_.groups.count()));
+  strength_index_ =
+      options_.groups.index.where(options_.groups.index >= 0, at::full_like(options_.groups.index, options_.groups.count()));
   outer_layout_.add("l2", {options_.groups.count()});
   if (options_.step_size) outer_layout_.add("step_size", {1});
   for (int64_t k = 0; k < folds_; ++k) {
@@ -204,7 +205,8 @@ Problem::RuleHyperparameters CrossValidation::rule_hyperparameters(const at::Ten
 
 std::vector<Constraint> CrossValidation::outer_constraints() const {
   std::vector<Constraint> out = {Constraint::box(std::log(options_.lowest), std::log(options_.highest))};
-  if (options_.step_size) out.push_back(Constraint::box(std::log(options_.step_start * 1e-4), std::log(options_.step_start * 1e4)));
+  if (options_.step_size)
+    out.push_back(Constraint::box(std::log(options_.step_start * 1e-4), std::log(options_.step_start * 1e4)));
   return out;
 }
 

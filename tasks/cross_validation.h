@@ -19,7 +19,8 @@ struct StrengthGroups {
 };
 
 /// `per` is one, class (a linear model's outputs), layer, feature or group: of an input of the first layer, and one more for each
-/// further layer. `columns` int64 [d] are the groups of the inputs, named by `names`. Throws Error where they do not fit the model.
+/// further layer. `columns` int64 [d] are the groups of the inputs, named by `names`. Throws Error where they do not fit the
+/// model.
 StrengthGroups strength_groups(const Model& model, const std::string& per, const at::Tensor& columns,
                                const std::vector<std::string>& names);
 
@@ -29,12 +30,12 @@ struct CrossValidationOptions {
   int64_t outputs = 0;  // C
   at::ScalarType dtype = at::kFloat;
   StrengthGroups groups;
-  double start = 0.01;             // every λ at first
+  double start = 0.01;                  // every λ at first
   double lowest = 1e-8, highest = 1e4;  // of λ
-  double width = 0;                // τ of the prior on log λ around its mean; 0: none
-  bool step_size = false;          // the update rule's step size is learned too
+  double width = 0;                     // τ of the prior on log λ around its mean; 0: none
+  bool step_size = false;               // the update rule's step size is learned too
   double step_start = 0.1;
-  uint64_t seed = 0;               // of the networks' first weights
+  uint64_t seed = 0;  // of the networks' first weights
 };
 
 /// K-fold cross-validation of one model with learned regularisation strengths, as one bilevel problem:
@@ -94,10 +95,10 @@ class CrossValidation final : public Problem {
   std::unique_ptr<Model> model_;
   Layout outer_layout_, inner_layout_;
   int64_t n_ = 0, folds_ = 1;
-  at::Tensor features_, targets_;             // in the order of the folds
+  at::Tensor features_, targets_;                      // in the order of the folds
   std::vector<std::pair<int64_t, int64_t>> held_out_;  // of each fold: its first sample and their number
-  at::Tensor train_weights_, held_weights_;   // [K, n]
-  at::Tensor strength_index_;                 // int64 [dy], that of no strength is the number of strengths
+  at::Tensor train_weights_, held_weights_;            // [K, n]
+  at::Tensor strength_index_;                          // int64 [dy], that of no strength is the number of strengths
   mutable std::shared_ptr<const Gram> gram_;
   mutable Preconditioner preconditioner_;  // at the x where it was last asked for: the inner and the linear solve both want it
   mutable at::Tensor preconditioned_at_;

@@ -28,10 +28,11 @@ namespace fs = std::filesystem;
 /// True for the job whose problem is examined in its place, false for a run.
 bool describes_trust(const Config& config, const char* command) {
   const std::string job = job_of(config);
-  require(job != "tune",
-          fmt::format("`bilevel {}` examines one bilevel problem, and task = \"tune\" is a job of several stages. A configuration of "
-                      "`bilevel new supervised` with l2 describes the problem inside it.",
-                      command));
+  require(
+      job != "tune",
+      fmt::format("`bilevel {}` examines one bilevel problem, and task = \"tune\" is a job of several stages. A configuration of "
+                  "`bilevel new supervised` with l2 describes the problem inside it.",
+                  command));
   return job == "reweight";
 }
 
@@ -96,8 +97,9 @@ struct Setting {
 /// The problem inside a reweighting job, as its first seed has it.
 struct TrustSetting {
   explicit TrustSetting(Config config) : job(std::move(config)) {
-    require(job.has_trusted(),
-            "This configuration has no trusted samples, so there is no bilevel problem yet. `bilevel reweight` says which to label.");
+    require(
+        job.has_trusted(),
+        "This configuration has no trusted samples, so there is no bilevel problem yet. `bilevel reweight` says which to label.");
     data = trust_data(job.data(job.seed()), job.options());
   }
   ReweightJob job;
@@ -129,8 +131,13 @@ Diagnosis examine_trust(Config config, int64_t after, const DoctorOptions& optio
   const TrustSetting trust(std::move(config));
   const auto setting_of = [&](const TrustData& data) {
     const auto learning = std::make_shared<const TrustLearning>(data, trust.job.options());
-    return Setting{.owner = learning, .oracle = &learning->oracle(), .loop = &learning->algorithm(), .start = learning->start(),
-                   .started = true, .configured = learning->estimator(), .configurable = false};
+    return Setting{.owner = learning,
+                   .oracle = &learning->oracle(),
+                   .loop = &learning->algorithm(),
+                   .start = learning->start(),
+                   .started = true,
+                   .configured = learning->estimator(),
+                   .configurable = false};
   };
   return examine(setting_of(trust.data), setting_of(in_double(trust.data)), after, options);
 }
@@ -140,14 +147,17 @@ Diagnosis examine_experiment(Config config, int64_t after, const DoctorOptions& 
   const std::vector<std::string> keys =
       root.has("hypergradient") ? root.section("hypergradient").keys() : std::vector<std::string>{};
   const auto setting_of = [](const std::shared_ptr<const Experiment>& experiment) {
-    return Setting{.owner = experiment, .oracle = &experiment->oracle(), .loop = &experiment->double_loop("`bilevel doctor`"),
+    return Setting{.owner = experiment,
+                   .oracle = &experiment->oracle(),
+                   .loop = &experiment->double_loop("`bilevel doctor`"),
                    .start = experiment->algorithm().init()};
   };
   const auto experiment = std::make_shared<const Experiment>(std::move(config), make);
   Setting setting = setting_of(experiment), precise;
   setting.configured = configured(keys, experiment->text());
   if (setting.start.tensor("x").scalar_type() != at::kDouble) {
-    require(has_dtype(*experiment), "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
+    require(has_dtype(*experiment),
+            "`bilevel doctor` needs the problem in double for its reference, and this task has no dtype.");
     precise = setting_of(std::make_shared<const Experiment>(copy_of(*experiment, {"problem.dtype=\"float64\""}), make));
   }
   return examine(setting, precise, after, options);
@@ -172,7 +182,8 @@ PlanMaker trust_plan_maker(Config config) {
     subject.algorithm = &learning->algorithm();
     subject.steps = trust_steps(trust->job.options());
     subject.remark =
-        "These are the figures of learning trust, for one seed; it ends earlier where the hypergradient is mostly noise. The fits "
+        "These are the figures of learning trust, for one seed; it ends earlier where the hypergradient is mostly noise. The "
+        "fits "
         "of the job's table come on top.";
     subject.owner = std::make_shared<const std::pair<decltype(trust), decltype(learning)>>(trust, learning);
     return subject;
@@ -287,15 +298,16 @@ void describe_samples(Explanation& explanation, const Problem& any, const Encodi
   }
 }
 
-/// Trust as a finished job has learned it, first seed. The directory holds the recommended model, which serves as the start of the
-/// inner solve at x, in double.
+/// Trust as a finished job has learned it, first seed. The directory holds the recommended model, which serves as the start of
+/// the inner solve at x, in double.
 Explanation explain_trust(const ExplainRequest& request, Config config) {
   const fs::path path(request.directory);
   require(fs::exists(path / "x.npy") && fs::exists(path / "y.npy"), fmt::format("{} holds no finished job.", request.directory));
   const at::Tensor x = read_npy((path / "x.npy").string()).to(at::kDouble);
   const TrustSetting trust(std::move(config));
   require(trust.job.options().model.kind == "linear",
-          "`bilevel explain` takes reweighting jobs of a linear model apart: a network is trained on by each step of trust, and the job keeps "
+          "`bilevel explain` takes reweighting jobs of a linear model apart: a network is trained on by each step of trust, and "
+          "the job keeps "
           "no solution at the last one. A run of `bilevel new supervised` with source_weight keeps it.");
   const TrustLearning learning(in_double(trust.data), trust.job.options());
   const Oracle& oracle = learning.oracle();
@@ -330,8 +342,9 @@ Explanation explain_point(Config config, const RunPoint& point, const std::strin
   const Experiment experiment(std::move(config), make);
   const Problem& problem = experiment.problem();
   const at::Tensor start = problem.initial_outer();
-  require(point.x.sizes() == start.sizes(), fmt::format("The run's x has {} elements and the problem's {}; have the data changed?",
-                                                        point.x.numel(), start.numel()));
+  require(
+      point.x.sizes() == start.sizes(),
+      fmt::format("The run's x has {} elements and the problem's {}; have the data changed?", point.x.numel(), start.numel()));
   const auto dtype = start.scalar_type();
   const int64_t index = element_index(problem.outer_layout(), hyperparameter);
   const at::Tensor y = point.y.to(dtype);

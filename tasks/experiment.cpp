@@ -86,21 +86,25 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
   run_section.finish();
   const AlgorithmRow& row = algorithm_row(run.algorithm);
   if (processes_ && processes_->size() > 1 && !row.in_several_processes) {
-    run_section.fail("algorithm", fmt::format("\"{}\" runs its members in threads of one process (--threads), and there are {} processes.",
-                                              row.name, processes_->size()));
+    run_section.fail("algorithm",
+                     fmt::format("\"{}\" runs its members in threads of one process (--threads), and there are {} processes.",
+                                 row.name, processes_->size()));
   }
   const AlgorithmMaker make_algorithm = row.read(root, seed);
 
   task_ = make(config_, device_);
   const Problem& problem = *task_.problem;
   if (run.oracle == "native" && !NativeOracle::takes(problem)) {
-    run_section.fail("oracle", "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
+    run_section.fail("oracle",
+                     "the native oracle needs a generalised linear model (model = \"linear\") on the CPU; use \"auto\".");
   }
   if (run.oracle == "compiled" && !task_.programs) {
     task_.programs = saved_programs(problem_key());
     if (!task_.programs) {
-      run_section.fail("oracle", "programs have not been compiled for this problem, machine and number of threads; `python -m bilevel compile "
-                                 "CONFIG` with the same arguments does it once. Or use \"auto\".");
+      run_section.fail(
+          "oracle",
+          "programs have not been compiled for this problem, machine and number of threads; `python -m bilevel compile "
+          "CONFIG` with the same arguments does it once. Or use \"auto\".");
     }
   }
   first_order_ = make_oracle(problem, run.oracle == "finite-difference" ? "autodiff" : run.oracle, task_.programs);
@@ -135,9 +139,10 @@ std::string Experiment::problem_key() const {
 const DoubleLoop& Experiment::double_loop(const char* what) const {
   const auto* loop = dynamic_cast<const DoubleLoop*>(algorithm_.get());
   require(loop != nullptr,
-          fmt::format("{} looks at an inner solve and an estimate of the hypergradient, and run.algorithm = \"{}\" has none of its own; "
-                      "--set run.algorithm=double-loop gives it those of the defaults.",
-                      what, algorithm_->name()));
+          fmt::format(
+              "{} looks at an inner solve and an estimate of the hypergradient, and run.algorithm = \"{}\" has none of its own; "
+              "--set run.algorithm=double-loop gives it those of the defaults.",
+              what, algorithm_->name()));
   return *loop;
 }
 
@@ -159,9 +164,10 @@ void compare(const Experiment& experiment) {
   if (!processes) return;
   const std::string here = fmt::format("{}{}", experiment.text(), experiment.identity()), first = processes->of_first(here);
   processes->all_or_none([&] {
-    require(here == first, fmt::format("Process {} of {} has read another configuration or other data than process 0; all must find the same "
-                                       "files, and have the same number of threads (--threads).",
-                                       processes->rank(), processes->size()));
+    require(here == first,
+            fmt::format("Process {} of {} has read another configuration or other data than process 0; all must find the same "
+                        "files, and have the same number of threads (--threads).",
+                        processes->rank(), processes->size()));
     return true;
   });
 }
@@ -171,8 +177,8 @@ void tell(RunDirectory& directory, const RunFront& front, Progress& progress, co
   directory.append(record, since_last);
   if (!since_last.empty()) progress.clear();
   for (const RollBack& back : since_last) {
-    notice(front, fmt::format("Back from step {} to step {}, with outer step × {:.3g} and damping {:.3g}: {}.", back.from, back.to,
-                              back.outer_scale, back.damping, back.reason));
+    notice(front, fmt::format("Back from step {} to step {}, with outer step × {:.3g} and damping {:.3g}: {}.", back.from,
+                              back.to, back.outer_scale, back.damping, back.reason));
   }
   progress.update(record);
 }
@@ -212,8 +218,8 @@ RunResult as_failure(const std::string& path, const Function& function) {
   } catch (const Error& error) {
     throw std::runtime_error(error.what());
   } catch (const LostProcess& lost) {
-    throw LostProcess(fmt::format("{} The run in {} can be continued, with any number of processes: bilevel resume {}.", lost.what(),
-                                  path, path));
+    throw LostProcess(fmt::format("{} The run in {} can be continued, with any number of processes: bilevel resume {}.",
+                                  lost.what(), path, path));
   }
 }
 
@@ -266,10 +272,11 @@ namespace {
 
 void check_identity(const Experiment& experiment, const RunDirectory& directory) {
   const std::string of_run = directory.identity();
-  require(of_run.empty() || of_run == experiment.identity(),
-          fmt::format("{}: the run was started with other shapes, dtypes or data ({}) than are there now ({}). The run is as it was: "
-                      "bring its data back, or start another one.",
-                      directory.path(), of_run, experiment.identity()));
+  require(
+      of_run.empty() || of_run == experiment.identity(),
+      fmt::format("{}: the run was started with other shapes, dtypes or data ({}) than are there now ({}). The run is as it was: "
+                  "bring its data back, or start another one.",
+                  directory.path(), of_run, experiment.identity()));
 }
 
 /// The checkpoint in `file`, where it fits the start of the problem.
@@ -297,9 +304,8 @@ RunResult resume_experiment(const std::string& path, const RunFront& front, cons
     if (first) notice(front, fmt::format("The run in {} has ended already; nothing is left to do.", path));
     return ended_before(file("summary.json"));
   }
-  const auto experiment = in_all(processes.get(), [&] {
-    return std::make_unique<const Experiment>(Config::load(file("config.toml")), make, processes);
-  });
+  const auto experiment = in_all(
+      processes.get(), [&] { return std::make_unique<const Experiment>(Config::load(file("config.toml")), make, processes); });
   const Problem& problem = experiment->problem();
   compare(*experiment);
   in_all(processes.get(), [&] {

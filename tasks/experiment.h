@@ -72,14 +72,14 @@ struct RunFront {
 /// Runs `experiment` from its start into the directory `out`, which must be free. Misuse and an unusable directory are Errors; a
 /// disk that fails later is a std::runtime_error, and the earlier checkpoint stays good.
 ///
-/// Of several processes all call this, with the same `out`; the first writes, and tells the front. One that is lost ends the run in
-/// the others with a LostProcess, and a checkpoint.
+/// Of several processes all call this, with the same `out`; the first writes, and tells the front. One that is lost ends the run
+/// in the others with a LostProcess, and a checkpoint.
 RunResult run_experiment(const Experiment& experiment, const std::string& out, const RunFront& front = {});
 
 /// Goes on with the run in `directory` to the same end, bit for bit, as if it had never been stopped: from its checkpoint, or
 /// from the start where there is none. A run that has ended is left as it is, and its summary comes back (without last, state and
-/// cost). Throws Error, and changes nothing, where the problem's identity is not that of the run: its data have changed. With another
-/// number of processes than before the end is the same to rounding.
+/// cost). Throws Error, and changes nothing, where the problem's identity is not that of the run: its data have changed. With
+/// another number of processes than before the end is the same to rounding.
 RunResult resume_experiment(const std::string& directory, const RunFront& front = {}, const TaskMaker& make = make_task,
                             std::shared_ptr<Processes> processes = nullptr);
 

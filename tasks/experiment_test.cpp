@@ -163,9 +163,10 @@ TEST_F(ExperimentTest, PopulationsResumeToTheUninterruptedEndToo) {
   for (const std::string algorithm : {"hpm", "pbt", "random-search"}) {
     Config population = Config::parse(kConfig, "digits.toml");
     for (const std::string& set :
-         {"run.algorithm=" + algorithm, std::string("outer.steps=9"), std::string("outer.population.members=4"), std::string("inner.batch=7"),
-          std::string("problem.hyperparameters.sample_weight.min=-3.0"), std::string("problem.hyperparameters.sample_weight.max=3.0"),
-          std::string("problem.hyperparameters.l2.min=-9.0"), std::string("problem.hyperparameters.l2.max=3.0")}) {
+         {"run.algorithm=" + algorithm, std::string("outer.steps=9"), std::string("outer.population.members=4"),
+          std::string("inner.batch=7"), std::string("problem.hyperparameters.sample_weight.min=-3.0"),
+          std::string("problem.hyperparameters.sample_weight.max=3.0"), std::string("problem.hyperparameters.l2.min=-9.0"),
+          std::string("problem.hyperparameters.l2.max=3.0")}) {
       population.set(set);
     }
     if (algorithm != "random-search") population.set("outer.population.exploit_every=2");
@@ -267,7 +268,9 @@ TEST(Experiment, ReadsABatchForEachRoleAndTheNumberOfDraws) {
   const Hypergradient h = experiment.double_loop("the test").hypergradient(experiment.algorithm().init());
   ASSERT_TRUE(h.certificate.standard_error.has_value());
   EXPECT_GT(*h.certificate.standard_error, 0.0);
-  EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.estimator=implicit", "hypergradient.hvp_batch=41"})); }),
+  EXPECT_THAT(message([&] {
+                const Experiment e(config({"hypergradient.estimator=implicit", "hypergradient.hvp_batch=41"}));
+              }),
               HasSubstr("does not fit the 40 inner samples"));
   EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.hvp_batch=8"})); }), HasSubstr("hvp_batch"));
   EXPECT_THAT(message([&] { const Experiment e(config({"hypergradient.variance_samples=0"})); }), HasSubstr("variance_samples"));

@@ -30,7 +30,7 @@ class Gram {
   at::Tensor factor(double curvature, double ridge) const;             // M⁻¹ [d + 1, d + 1]
   at::Tensor factor(double curvature, const at::Tensor& ridge) const;  // the same of a ridge for each feature
   Problem::Preconditioner preconditioner(const at::Tensor& inverse, int64_t classes) const;
-  at::Tensor gram_;                                         // double
+  at::Tensor gram_;  // double
   at::ScalarType dtype_;
   bool bias_;
   mutable std::mutex mutex_;

@@ -17,10 +17,10 @@ double area_under_curve(const at::Tensor& score, const at::Tensor& positive, con
   return p.dot(below + q / 2).item<double>() / both;
 }
 
-PlantedErrors planted_errors(const at::Tensor& confusion, const at::Tensor& share, const at::Tensor& truth, const at::Tensor& self,
-                             const at::Tensor& probabilities) {
+PlantedErrors planted_errors(const at::Tensor& confusion, const at::Tensor& share, const at::Tensor& truth,
+                             const at::Tensor& self, const at::Tensor& probabilities) {
   const at::NoGradGuard no_grad;
-  const at::Tensor T = confusion.to(at::kDouble), P = probabilities.to(at::kDouble).t();  // [S, C, C], [m, C]
+  const at::Tensor T = confusion.to(at::kDouble), P = probabilities.to(at::kDouble).t();        // [S, C, C], [m, C]
   const at::Tensor weight = share.to(at::kDouble).view({-1, 1, 1}) * T.index_select(1, truth);  // [S, m, y]
   const at::Tensor wrong = (at::arange(T.size(1)) != truth.unsqueeze(1)).expand_as(weight);
   // P_i[y] T_s[y, y] / Σ_c P_i[c] T_s[c, y]

@@ -39,7 +39,8 @@ TEST(PlantedErrors, IsTheAreaForLabelsDrawnFromTheSources) {
   const at::Tensor self = probabilities(0.5), P = probabilities(2.0);
   const PlantedErrors found = planted_errors(T, share, truth, self, P);
 
-  const at::Tensor i = draw.integers(m, {draws}), u = draw.uniform({draws}).to(at::kDouble), v = draw.uniform({draws}).to(at::kDouble);
+  const at::Tensor i = draw.integers(m, {draws}), u = draw.uniform({draws}).to(at::kDouble),
+                   v = draw.uniform({draws}).to(at::kDouble);
   const at::Tensor s = (u.unsqueeze(1) > share.cumsum(0)).sum(1);
   const at::Tensor c = truth.index_select(0, i);
   const at::Tensor y = (v.unsqueeze(1) > T.index({s, c}).cumsum(1)).sum(1).clamp_max(C - 1);

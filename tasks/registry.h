@@ -22,10 +22,10 @@ const std::vector<TaskRow>& tasks();
 struct Task {
   std::string name;
   std::unique_ptr<Problem> problem;
-  std::string identity;            // what a resumed run must find again, in one line; empty: nothing to compare
-  Encoding encoding;               // of the inner data, for a model that is to meet new rows
+  std::string identity;                      // what a resumed run must find again, in one line; empty: nothing to compare
+  Encoding encoding;                         // of the inner data, for a model that is to meet new rows
   std::shared_ptr<const Programs> programs;  // for the compiled oracle, where the front has some
-  std::vector<std::string> notes;  // what the user should know about how the data were read
+  std::vector<std::string> notes;            // what the user should know about how the data were read
 };
 
 /// The task that [problem] and [data] describe. Reads and finishes these two sections, and takes `init` of [inner] and `seed` of

@@ -63,8 +63,8 @@ class Job {
         classes_(trust_.classes),
         sources_(trust_.sources),
         source_count_(trust_.source_count),
-        trainer_(trainer_options(), {at::cat({trust_.noisy.features, trust_.trusted.features}),
-                                     at::cat({data.noisy.labels, data.trusted.labels})}) {
+        trainer_(trainer_options(),
+                 {at::cat({trust_.noisy.features, trust_.trusted.features}), at::cat({data.noisy.labels, data.trusted.labels})}) {
     // One copy of the features is enough.
     trust_.noisy.features = trainer_.data().features.narrow(0, 0, n_);
     trust_.trusted.features = trainer_.data().features.narrow(0, n_, m_);
@@ -422,8 +422,8 @@ class Job {
     }
     take_posterior(posterior);
     result_.suspicion = combined(self_confidence, of_labels(P.narrow(1, 0, n_), labels), posterior.correct,
-                                 planted_errors(posterior.confusion, per_source(ones()) / static_cast<double>(n_), data_.trusted.labels,
-                                                S.narrow(1, n_, m_), P.narrow(1, n_, m_)));
+                                 planted_errors(posterior.confusion, per_source(ones()) / static_cast<double>(n_),
+                                                data_.trusted.labels, S.narrow(1, n_, m_), P.narrow(1, n_, m_)));
     result_.rankings["combined"] = result_.suspicion;
     spread_ = at::zeros({source_count_});
 
@@ -432,15 +432,18 @@ class Job {
     for (int64_t k = 0; k < fold_count_; ++k) {
       const at::Tensor doubt = 1 - of_labels(trusted_of_fold_[k], labels);
       const at::Tensor half = doubt.le(doubt.median()).to(weights.scalar_type());
-      final_of_fold_.push_back(weights_of(label_posterior(out_of_fold(half, ridge_of_all(), 2, k), labels, sources_, source_count_)));
+      final_of_fold_.push_back(
+          weights_of(label_posterior(out_of_fold(half, ridge_of_all(), 2, k), labels, sources_, source_count_)));
     }
   }
 
   /// [n], in 0…1: the mean rank of three confidences in the given labels, the first with the weight λ, the others with ½ each.
   ///
-  /// λ = min(1, (2.5 ρ)²), ρ the posterior's error 1 − AUC on planted errors over that of self-confidence. The 2.5 makes up for their
-  /// being the posterior's own idea of errors, and the square keeps a self-confidence out that has learned the sources' mistakes.
-  at::Tensor combined(const at::Tensor& self, const at::Tensor& probability, const at::Tensor& correct, const PlantedErrors& auc) const {
+  /// λ = min(1, (2.5 ρ)²), ρ the posterior's error 1 − AUC on planted errors over that of self-confidence. The 2.5 makes up for
+  /// their being the posterior's own idea of errors, and the square keeps a self-confidence out that has learned the sources'
+  /// mistakes.
+  at::Tensor combined(const at::Tensor& self, const at::Tensor& probability, const at::Tensor& correct,
+                      const PlantedErrors& auc) const {
     const double own = 1 - auc.self_confidence, other = 2.5 * (1 - auc.posterior);
     const double lambda = own > other ? other * other / (own * own) : 1.0;
     const at::Tensor sum = lambda * ranks(-self) + 0.5 * ranks(-probability) + 0.5 * ranks(-correct);

@@ -76,11 +76,9 @@ Hyperparameter read_hyperparameter(Section& all, const std::string& key) {
   Hyperparameter out;
   out.kind = static_cast<Kind>(found - kinds.begin());
   Section section = all.section(key);
-  std::string map = is_weight(out.kind)                                              ? "sigmoid"
-                    : is_penalty(out.kind) || out.kind == Kind::kWeightDecay ? "log"
-                                                                             : "identity";
+  std::string map = is_weight(out.kind) ? "sigmoid" : is_penalty(out.kind) || out.kind == Kind::kWeightDecay ? "log" : "identity";
   section.read_choice("param", map,
-                      is_weight(out.kind)               ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
+                      is_weight(out.kind)           ? std::vector<std::string>{"sigmoid", "identity", "softplus"}
                       : out.kind == Kind::kMomentum ? std::vector<std::string>{"identity", "sigmoid"}
                                                     : std::vector<std::string>{"log", "identity"});
   out.map = map_named(map);
@@ -190,8 +188,8 @@ at::Tensor gather(const at::Tensor& values, const Batch& batch, int64_t dim) {
   if (!one_after_the_other(samples)) return values.index_select(dim, samples);
   const int64_t first = *samples.const_data_ptr<int64_t>();
   require(first >= 0 && first + samples.numel() <= values.size(dim),
-          fmt::format("SupervisedProblem: a batch names the samples {} to {}, and there are 0 to {}.", first, first + samples.numel() - 1,
-                      values.size(dim) - 1));
+          fmt::format("SupervisedProblem: a batch names the samples {} to {}, and there are 0 to {}.", first,
+                      first + samples.numel() - 1, values.size(dim) - 1));
   return values.narrow(dim, first, samples.numel());
 }
 
@@ -200,7 +198,7 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) { return !a.defined
 }  // namespace
 
 const std::vector<std::string>& Hyperparameter::kinds() {
-  static const std::vector<std::string> names = {"sample_weight", "source_weight", "l2", "l1",
+  static const std::vector<std::string> names = {"sample_weight", "source_weight", "l2",          "l1",
                                                  "step_size",     "momentum",      "weight_decay"};
   return names;
 }
@@ -229,7 +227,8 @@ std::vector<std::string> SupervisedOptions::violations() const {
           fmt::format("{} per {} needs the model \"linear\", and the model is \"{}\"; \"one\" and \"layer\" fit any model",
                       one.name(), per, model.kind));
     }
-    if (is_penalty(one.kind) && one.per == Per::kStep) out.push_back(fmt::format("{} cannot change from step to step", one.name()));
+    if (is_penalty(one.kind) && one.per == Per::kStep)
+      out.push_back(fmt::format("{} cannot change from step to step", one.name()));
     if (is_of_rule(one.kind) && (one.per == Per::kFeature || one.per == Per::kClass)) {
       out.push_back(fmt::format("{} per {} is not offered; \"one\", \"layer\" and \"step\" are", one.name(), per));
     }
@@ -547,7 +546,9 @@ at::Tensor SupervisedProblem::outer_loss_of_outputs(const at::Tensor&, const at:
 
 std::optional<Problem::OutputLayer> SupervisedProblem::output_layer() const {
   const Model::Layer& last = model_->layers().back();
-  const auto name = [&](int64_t part) { return part < 0 ? std::string() : inner_layout().parts()[static_cast<size_t>(part)].name; };
+  const auto name = [&](int64_t part) {
+    return part < 0 ? std::string() : inner_layout().parts()[static_cast<size_t>(part)].name;
+  };
   return OutputLayer{name(last.weight), name(last.bias)};
 }
 
@@ -583,7 +584,8 @@ at::Tensor spread(const at::Tensor& values, const at::Tensor& index) { return va
 Problem::RuleHyperparameters SupervisedProblem::rule_hyperparameters(const at::Tensor& x, int64_t t) const {
   const std::vector<at::Tensor> parts = parts_of(x);
   RuleHyperparameters h;
-  for (const auto& [name, i] : {std::pair("lr", step_size_), std::pair("momentum", momentum_), std::pair("weight_decay", weight_decay_)}) {
+  for (const auto& [name, i] :
+       {std::pair("lr", step_size_), std::pair("momentum", momentum_), std::pair("weight_decay", weight_decay_)}) {
     if (i < 0) continue;
     const Hyperparameter& one = options_.hyperparameters[i];
     at::Tensor value = apply(one.map, parts[i]);
@@ -597,7 +599,8 @@ Problem::RuleHyperparameters SupervisedProblem::rule_hyperparameters(const at::T
 InnerConstraints SupervisedProblem::inner_constraints(const at::Tensor& x) const {
   if (!has_inner_constraints()) return {};
   const Groups& of = groups_.at(l1_);
-  const at::Tensor lambda = l1_ < 0 ? at::full({1}, options_.l1, x0_.options()) : apply(options_.hyperparameters[l1_].map, parts_of(x)[l1_]);
+  const at::Tensor lambda =
+      l1_ < 0 ? at::full({1}, options_.l1, x0_.options()) : apply(options_.hyperparameters[l1_].map, parts_of(x)[l1_]);
   InnerConstraints constraints;
   constraints.l1 = product(of.member, spread(lambda, of.index));
   return constraints;
@@ -627,8 +630,9 @@ double SupervisedProblem::inner_strong_convexity(const at::Tensor& x) const {
   const at::Tensor w = weights(parts, {});
   if (w.defined() && w.min().item<double>() < 0) return 0;
   const double least =
-      l2_ >= 0 ? apply(options_.hyperparameters[static_cast<size_t>(l2_)].map, parts[static_cast<size_t>(l2_)]).min().item<double>()
-               : options_.l2;
+      l2_ >= 0
+          ? apply(options_.hyperparameters[static_cast<size_t>(l2_)].map, parts[static_cast<size_t>(l2_)]).min().item<double>()
+          : options_.l2;
   return std::max(0.0, least);
 }
 

@@ -21,8 +21,14 @@ struct SpreadMap;
 /// One part of x.
 struct Hyperparameter {
   enum class Kind { kSampleWeight, kSourceWeight, kL2, kL1, kStepSize, kMomentum, kWeightDecay };  // the last three: the rule's
-  enum class Per { kOne, kFeature, kClass, kLayer, kStep };  // what has a value of its own: of penalties all but steps, of the
-                                                             // rule's hyperparameters one, layer or step
+  enum class Per {
+    kOne,
+    kFeature,
+    kClass,
+    kLayer,
+    kStep
+  };                                                        // what has a value of its own: of penalties all but steps, of the
+                                                            // rule's hyperparameters one, layer or step
   enum class Map { kIdentity, kSigmoid, kSoftplus, kExp };  // from x to what it stands for; "log" says that x is the logarithm
 
   Kind kind = Kind::kSampleWeight;
@@ -30,7 +36,7 @@ struct Hyperparameter {
   at::Tensor init = {};  // x, not what it is mapped to: a scalar or the whole part; undefined: 0
   Constraint constraint = {};
   Per per = Per::kOne;
-  bool bias = false;  // l2, l1: biases are penalised too
+  bool bias = false;   // l2, l1: biases are penalised too
   int64_t window = 1;  // per step: so many steps in a row share one value
 
   static const std::vector<std::string>& kinds();  // as in a configuration
@@ -80,10 +86,11 @@ struct SupervisedData {
 ///   f(x, y) = the mean loss on the outer samples
 ///
 /// Sample and source weights multiply. n is the number of samples (of the batch), not Σ w. `inner_loss` leaves the l1 penalty
-/// out, for it is not smooth; `inner_constraints` tells it to solvers that can. Learned step sizes, momenta and weight decays go to
-/// the update rule, one for all, for each layer or for each window of steps. `l2` and `l1` per feature have one strength for each input of a linear model, in the order of the features, per class one
-/// for each of its outputs, per layer one for each layer of any model; with `bias` the biases belong to their class or layer, and
-/// per feature they have one strength more, the last.
+/// out, for it is not smooth; `inner_constraints` tells it to solvers that can. Learned step sizes, momenta and weight decays go
+/// to the update rule, one for all, for each layer or for each window of steps. `l2` and `l1` per feature have one strength for
+/// each input of a linear model, in the order of the features, per class one for each of its outputs, per layer one for each
+/// layer of any model; with `bias` the biases belong to their class or layer, and per feature they have one strength more, the
+/// last.
 class SupervisedProblem : public Problem {
  public:
   /// Throws Error where options and data do not fit each other.
@@ -149,9 +156,9 @@ class SupervisedProblem : public Problem {
   // For reports; without a graph.
   /// What each element of x stands for: weights, strengths, the step size.
   at::Tensor values_of(const at::Tensor& x) const;
-  at::Tensor inner_losses(const at::Tensor& y) const;  // [n], unweighted
-  at::Tensor inner_logits(const at::Tensor& y) const;  // [C, n]
-  at::Tensor outer_logits(const at::Tensor& y) const;  // [C, n]
+  at::Tensor inner_losses(const at::Tensor& y) const;                   // [n], unweighted
+  at::Tensor inner_logits(const at::Tensor& y) const;                   // [C, n]
+  at::Tensor outer_logits(const at::Tensor& y) const;                   // [C, n]
   const at::Tensor& outer_features() const { return outer_.features; }  // [n, …]
   const at::Tensor& outer_targets() const { return outer_.targets; }    // [·, n]
 
@@ -194,7 +201,7 @@ class SupervisedProblem : public Problem {
   };
   Groups groups(Hyperparameter::Per per, bool bias) const;
   std::map<int64_t, Groups> groups_;  // of the hyperparameters that are spread over y, by their parts of x
-  at::Tensor penalised_;  // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
+  at::Tensor penalised_;              // [dy], 1 for weights, 0 for biases; undefined where they are penalised too
   std::unique_ptr<LinearForm> inner_form_, outer_form_;  // of a linear model
   // Their parts of x; −1: not learned.
   int64_t sample_weight_ = -1, source_weight_ = -1, l2_ = -1, l1_ = -1, step_size_ = -1, momentum_ = -1, weight_decay_ = -1;

@@ -251,7 +251,8 @@ TEST(Supervised, TheOuterLossIsTheMeanOfItsSamples) {
 TEST(Supervised, SamplesOneAfterTheOtherAreReadWhereTheyAre) {
   SupervisedData data = random_data();
   const SupervisedProblem problem(options_with({{.kind = Kind::kSampleWeight}}), data);
-  const at::Tensor y = draw(20).normal({problem.inner_layout().size()}, at::kDouble), x = draw(21).normal({problem.outer_layout().size()}, at::kDouble);
+  const at::Tensor y = draw(20).normal({problem.inner_layout().size()}, at::kDouble),
+                   x = draw(21).normal({problem.outer_layout().size()}, at::kDouble);
   const auto loss_and_bytes = [&](const std::vector<int64_t>& samples) {
     Batch batch;
     batch.samples = at::tensor(samples, at::kLong);
@@ -303,7 +304,8 @@ TEST(Supervised, OutputsComposeToTheLoss) {
     const at::Tensor z = problem.inner_outputs(y, one);
     EXPECT_EQ(z.size(0), kC);
     EXPECT_EQ(number(problem.inner_loss_of_outputs(x, y, z, one)), number(problem.inner_loss(x, y, one)));
-    EXPECT_EQ(number(problem.outer_loss_of_outputs(x, y, problem.outer_outputs(y, one), one)), number(problem.outer_loss(x, y, one)));
+    EXPECT_EQ(number(problem.outer_loss_of_outputs(x, y, problem.outer_outputs(y, one), one)),
+              number(problem.outer_loss(x, y, one)));
   }
 }
 
@@ -374,7 +376,8 @@ TEST(Supervised, SharesAValueOfTheRuleOverAWindowOfSteps) {
     EXPECT_EQ(number(problem.rule_hyperparameters(x, static_cast<int64_t>(t))[0].second), number(x[window_of[t]])) << t;
   }
   options.hyperparameters[0].window = 0;
-  EXPECT_THAT([&] { SupervisedProblem(options, random_data()); }, ::testing::ThrowsMessage<Error>(::testing::HasSubstr("step_size: window")));
+  EXPECT_THAT([&] { SupervisedProblem(options, random_data()); },
+              ::testing::ThrowsMessage<Error>(::testing::HasSubstr("step_size: window")));
 }
 
 // dF_T/dx of every hyperparameter of a rule, of the ridge beside them, against central differences of F_T.
@@ -396,7 +399,8 @@ TEST(Supervised, DerivativesByHyperparametersOfTheRuleAreThoseOfDifferences) {
       {"rule = 'sgd'\nschedule = 'cosine'\neta_min = 0.05\nclip_norm = 0.5", {lr(Per::kOne, 0.4), w(Per::kStep)}},
       // An ε of this size: differences across a gradient that is near 0 would be poor with the default.
       {"rule = 'adam'\neps = 1e-2", {lr(Per::kStep, 0.05), w(Per::kLayer), ridge}},
-      {"rule = 'adam'\neps = 1e-2\namsgrad = true\nschedule = 'step'\nstep_size = 3", {ridge, lr(Per::kLayer, 0.05), w(Per::kStep)}},
+      {"rule = 'adam'\neps = 1e-2\namsgrad = true\nschedule = 'step'\nstep_size = 3",
+       {ridge, lr(Per::kLayer, 0.05), w(Per::kStep)}},
       {"rule = 'adamw'\nschedule = 'warmup-cosine'\ntotal_iters = 3", {ridge, lr(Per::kLayer, 0.05), w(Per::kStep)}},
       {"rule = 'rmsprop'\nalpha = 0.9", {lr(Per::kLayer, 0.03), mu(Per::kStep), w(Per::kOne), ridge}},
       {"rule = 'rmsprop'\ncentered = true\nalpha = 0.8", {lr(Per::kStep, 0.03), w(Per::kLayer)}},
@@ -474,7 +478,8 @@ TEST(Supervised, TellsTheL1PenaltyOfEachWeight) {
   const at::Tensor y = draw(3).normal({kC * kD + kC});
   const at::Tensor one = draw(4).normal({}), features = draw(5).normal({kD}), classes = draw(6).normal({kC});
   const auto sum = [&](const at::Tensor& l1) { return number((l1 * y.abs()).sum()); };
-  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp}, one.reshape({1}))), number(one.exp() * W_of(y).abs().sum()), 1e-13);
+  EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp}, one.reshape({1}))), number(one.exp() * W_of(y).abs().sum()),
+              1e-13);
   EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp, .per = Per::kFeature}, features)),
               number((features.exp() * W_of(y).abs().sum(0)).sum()), 1e-13);
   EXPECT_NEAR(sum(penalty({.kind = Kind::kL1, .map = Map::kExp, .per = Per::kClass, .bias = true}, classes)),

@@ -18,10 +18,10 @@
 namespace bilevel {
 namespace {
 
-constexpr double kStationarity = 1e-3;    // of a linear model
-constexpr int64_t kProductRows = 2000;    // of a network; a product with all rows costs as much as a step of all rows
-constexpr double kResidual = 3e-2;        // of a direction for x; its last digits are lost in the sampling noise of the trusted set
-constexpr int64_t kMostSampleSteps = 6;   // weights of single samples learn a small trusted set by heart
+constexpr double kStationarity = 1e-3;  // of a linear model
+constexpr int64_t kProductRows = 2000;  // of a network; a product with all rows costs as much as a step of all rows
+constexpr double kResidual = 3e-2;      // of a direction for x; its last digits are lost in the sampling noise of the trusted set
+constexpr int64_t kMostSampleSteps = 6;  // weights of single samples learn a small trusted set by heart
 
 SupervisedOptions supervised_options(const TrustData& data, const ReweightOptions& options) {
   SupervisedOptions supervised;
@@ -74,7 +74,8 @@ std::vector<at::Tensor> trusted_groups(const at::Tensor& labels, const ReweightO
   const int64_t m = labels.size(0);
   const int64_t count = std::clamp<int64_t>(m / 4, 1, options.groups);
   const at::Tensor shuffled = Stream(options.seed, "groups of the trusted").at(0).permutation(m);
-  const at::Tensor order = shuffled.index_select(0, std::get<1>(labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
+  const at::Tensor order =
+      shuffled.index_select(0, std::get<1>(labels.index_select(0, shuffled).sort(/*stable=*/true, 0, false)));
   const at::Tensor group_of = at::empty({m}, at::kLong).index_copy_(0, order, at::arange(m).remainder(count));
   std::vector<at::Tensor> groups;
   for (int64_t g = 0; g < count; ++g) groups.push_back((group_of == g).nonzero().squeeze(1));
@@ -101,17 +102,15 @@ TrustLearning::TrustLearning(const TrustData& data, const ReweightOptions& optio
   const BatchPlan rows = convex() || n <= kProductRows
                              ? BatchPlan::full()
                              : BatchPlan::shuffled(n, kProductRows, Stream(options.seed, "rows of the products"));
-  const std::vector<at::Tensor> groups = options.by == "sample"
-                                             ? std::vector<at::Tensor>{at::arange(problem_.outer_samples())}
-                                             : trusted_groups(data.trusted.labels, options);
+  const std::vector<at::Tensor> groups = options.by == "sample" ? std::vector<at::Tensor>{at::arange(problem_.outer_samples())}
+                                                                : trusted_groups(data.trusted.labels, options);
   LbfgsOptions lbfgs;
   lbfgs.tolerance = kStationarity;
   DoubleLoopOptions loop;
   loop.carry_rule_state = !convex();
-  algorithm_ = std::make_unique<DoubleLoop>(
-      oracle_, convex() ? std::make_shared<const Lbfgs>(lbfgs) : network_solver(1),
-      std::make_shared<GroupedImplicit>(implicit(), groups, rows, found_),
-      std::make_shared<OuterAdam>(trust_outer_options(options)), loop);
+  algorithm_ = std::make_unique<DoubleLoop>(oracle_, convex() ? std::make_shared<const Lbfgs>(lbfgs) : network_solver(1),
+                                            std::make_shared<GroupedImplicit>(implicit(), groups, rows, found_),
+                                            std::make_shared<OuterAdam>(trust_outer_options(options)), loop);
 }
 
 std::unique_ptr<Implicit> TrustLearning::implicit() const {

@@ -20,7 +20,7 @@ at::Tensor model_features(const Dataset& data, const Dataset& like, const Reweig
 /// What trust is learned from, features in that shape.
 struct TrustData {
   Samples noisy, trusted;
-  at::Tensor sources;                // int64 [n], of the noisy samples; all 0 where no source is known
+  at::Tensor sources;  // int64 [n], of the noisy samples; all 0 where no source is known
   int64_t source_count = 1;
   int64_t classes = 0;
   std::shared_ptr<const Gram> gram;  // of a linear model; none: made when it is asked for
@@ -40,8 +40,9 @@ OuterAdamOptions trust_outer_options(const ReweightOptions& options);
 ///
 ///   min_x f(y*(x)),   y*(x) = argmin_y (1/n) Σ_i σ(x_s(i)) loss_i(y) + ½ ridge ‖y‖²
 ///
-/// f is the mean loss on the trusted samples; by sample, s(i) = i. A linear model is solved by L-BFGS and implicit CG, preconditioned
-/// by its Gram matrix. A network gets an epoch of Adam an outer step, and CG with Gauss–Newton's curvature on some of the rows.
+/// f is the mean loss on the trusted samples; by sample, s(i) = i. A linear model is solved by L-BFGS and implicit CG,
+/// preconditioned by its Gram matrix. A network gets an epoch of Adam an outer step, and CG with Gauss–Newton's curvature on some
+/// of the rows.
 class TrustLearning {
  public:
   TrustLearning(const TrustData& data, const ReweightOptions& options);
@@ -50,7 +51,8 @@ class TrustLearning {
 
   const CountedOracle& oracle() const { return oracle_; }
   const DoubleLoop& algorithm() const { return *algorithm_; }
-  /// x = 0 and the model's own start; a network has been trained for a few epochs, for before them its hypergradient means nothing.
+  /// x = 0 and the model's own start; a network has been trained for a few epochs, for before them its hypergradient means
+  /// nothing.
   State start() const;
   /// The estimator as [hypergradient] would have it.
   EstimatorSettings estimator() const;

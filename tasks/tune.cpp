@@ -55,9 +55,11 @@ class Tuner {
       : data_(data), options_(options), watch_(watch), loss_(options.loss), samples_{data.train.features, data.train.labels} {
     outputs_ = loss_.kind() == Loss::Kind::kSoftmax ? std::max<int64_t>(data.train.classes(), 2) : 1;
     require(loss_.kind() != Loss::Kind::kLogistic || data.train.classes() == 2,
-            fmt::format("tune: the logistic loss is for two classes, and the data have {}. Use --loss softmax.", data.train.classes()));
+            fmt::format("tune: the logistic loss is for two classes, and the data have {}. Use --loss softmax.",
+                        data.train.classes()));
     n_ = data.train.size();
-    require(n_ >= 4 * options.folds, fmt::format("tune: {} samples are too few for {} folds; 4 for each are the least.", n_, options.folds));
+    require(n_ >= 4 * options.folds,
+            fmt::format("tune: {} samples are too few for {} folds; 4 for each are the least.", n_, options.folds));
     const auto model = make_model(options.model, {data.train.dimension()}, outputs_);
     one_ = strength_groups(*model, "one", {}, {});
     groups_ = strength_groups(*model, options.per, columns(), names());
@@ -70,7 +72,8 @@ class Tuner {
     const auto began = std::chrono::steady_clock::now();
     if (static_cast<double>(groups_.count()) > kManyStrengths * static_cast<double>(n_)) {
       result_.warning = fmt::format(
-          "{} strengths are chosen on {} validation samples, more than one for each ten: cross-validation overfits so many. Look at "
+          "{} strengths are chosen on {} validation samples, more than one for each ten: cross-validation overfits so many. Look "
+          "at "
           "the test loss.",
           groups_.count(), n_);
     }
@@ -119,12 +122,11 @@ class Tuner {
     if (watch_.stage) watch_.stage(name);
   }
 
-  at::Tensor columns() const {
-    return options_.per == "feature" ? at::arange(data_.train.dimension()) : data_.column_groups;
-  }
+  at::Tensor columns() const { return options_.per == "feature" ? at::arange(data_.train.dimension()) : data_.column_groups; }
   std::vector<std::string> names() const {
     if (options_.per == "class") {
-      return outputs_ == data_.train.classes() ? data_.train.class_names : std::vector<std::string>(static_cast<size_t>(outputs_), "all");
+      return outputs_ == data_.train.classes() ? data_.train.class_names
+                                               : std::vector<std::string>(static_cast<size_t>(outputs_), "all");
     }
     if (options_.per != "feature") return data_.group_names;
     if (!data_.train.feature_names.empty()) return data_.train.feature_names;
@@ -187,7 +189,8 @@ class Tuner {
     const BatchPlan shuffled = BatchPlan::shuffled(n, size, Stream(options_.seed, "batches"));
     std::vector<at::Tensor> rows;
     for (int64_t t = 0; t < rule.steps; ++t) rows.push_back(shuffled.samples(t));
-    return std::make_shared<RuleSolver>(std::make_unique<AdamRule>(AdamRuleOptions{}), rule, BatchPlan::fixed(at::stack(rows), n));
+    return std::make_shared<RuleSolver>(std::make_unique<AdamRule>(AdamRuleOptions{}), rule,
+                                        BatchPlan::fixed(at::stack(rows), n));
   }
 
   Point first_point(const CrossValidation& problem) const {
@@ -345,7 +348,8 @@ class Tuner {
     stage("an outer fold chooses how far apart the strengths may be");
     // Folds that are given may keep together what belongs together, so one of them is the outer one.
     const int64_t last = data_.folds.defined() ? options_.folds - 1 : options_.folds;
-    require(last >= 2, fmt::format("tune: {} given folds are too few to hold an outer one out; give 3, or set prior.", options_.folds));
+    require(last >= 2,
+            fmt::format("tune: {} given folds are too few to hold an outer one out; give 3, or set prior.", options_.folds));
     const at::Tensor folds = folds_of(last + 1);
     const auto rows = [&](const at::Tensor& chosen) {
       const at::Tensor index = chosen.nonzero().squeeze(1);
@@ -401,13 +405,14 @@ class Tuner {
       return value;
     };
     const auto steps_of = [&](double u) { return std::log(step_start()) + (2 * u - 1) * std::log(100.0); };
-    result_.rows.push_back(try_out("grid", several() ? "grid search, one common strength" : "grid search", one_, folds, budget, [&](int64_t i) {
-      // With a step size a grid of two dimensions: each of 4 step sizes with each strength.
-      const int64_t row = options_.step_size ? i / 4 : i;
-      at::Tensor x = at::full({1}, low + position(row) * (high - low));
-      if (options_.step_size) x = at::cat({x, at::full({1}, steps_of(static_cast<double>(i % 4) / 3))});
-      return x;
-    }));
+    result_.rows.push_back(
+        try_out("grid", several() ? "grid search, one common strength" : "grid search", one_, folds, budget, [&](int64_t i) {
+          // With a step size a grid of two dimensions: each of 4 step sizes with each strength.
+          const int64_t row = options_.step_size ? i / 4 : i;
+          at::Tensor x = at::full({1}, low + position(row) * (high - low));
+          if (options_.step_size) x = at::cat({x, at::full({1}, steps_of(static_cast<double>(i % 4) / 3))});
+          return x;
+        }));
     result_.rows.push_back(try_out("random", "random search", groups_, folds, budget, [&](int64_t i) {
       at::Tensor u = Stream(options_.seed, "random search").at(i).uniform({groups_.count() + (options_.step_size ? 1 : 0)});
       const at::Tensor x = low + u.narrow(0, 0, groups_.count()) * (high - low);
@@ -416,7 +421,8 @@ class Tuner {
   }
 
   double step_start() const {
-    return linear() ? 1 / (even_odds_curvature(loss_, outputs_) * scale_ * static_cast<double>(data_.train.dimension())) : options_.lr;
+    return linear() ? 1 / (even_odds_curvature(loss_, outputs_) * scale_ * static_cast<double>(data_.train.dimension()))
+                    : options_.lr;
   }
 
   template <class F>
@@ -478,7 +484,8 @@ std::vector<std::string> TuneOptions::violations() const {
     if (!holds) found.push_back(std::move(violation));
   };
   demand(model.kind != "cnn", "model = \"cnn\" is not offered here; linear and mlp are");
-  demand(per != "class" || model.kind == "linear", fmt::format("per = \"class\" needs model = \"linear\", not \"{}\"", model.kind));
+  demand(per != "class" || model.kind == "linear",
+         fmt::format("per = \"class\" needs model = \"linear\", not \"{}\"", model.kind));
   demand(per != "class" || loss == "softmax", fmt::format("per = \"class\" needs loss = \"softmax\", not \"{}\"", loss));
   demand(folds >= 2, fmt::format("folds = {} must be at least 2", folds));
   char* end = nullptr;

@@ -142,7 +142,8 @@ TuneJob::TuneJob(Config config) : config_(std::move(config)) {
     data.read_path("folds", path);
     const at::Tensor folds = read_npy(path).reshape({-1}).to(at::kLong);
     const int64_t n = data_.train.size(), count = folds.numel() > 0 ? folds.max().item<int64_t>() + 1 : 0;
-    if (folds.size(0) != n) data.fail("folds", fmt::format("{} has the folds of {} samples, and there are {}.", path, folds.size(0), n));
+    if (folds.size(0) != n)
+      data.fail("folds", fmt::format("{} has the folds of {} samples, and there are {}.", path, folds.size(0), n));
     if (folds.min().item<int64_t>() < 0 || count < 2 || folds.bincount({}, count).eq(0).any().item<bool>()) {
       data.fail("folds", fmt::format("{} should hold the numbers 0 to K − 1, each of them, with K at least 2.", path));
     }
@@ -157,9 +158,10 @@ TuneJob::TuneJob(Config config) : config_(std::move(config)) {
   }
   if (grouped) {
     if (groups.empty()) {
-      data.fail("groups",
-                "per = \"group\" needs the groups of the columns (--groups): prefixes of their names separated by commas, or a .npy or "
-                ".csv file with a group for each column.");
+      data.fail(
+          "groups",
+          "per = \"group\" needs the groups of the columns (--groups): prefixes of their names separated by commas, or a .npy or "
+          ".csv file with a group for each column.");
     }
     const bool is_file = groups.ends_with(".npy") || groups.ends_with(".csv");
     if (is_file) data.read_path("groups", groups);
@@ -225,11 +227,13 @@ void TuneJob::read_groups(const std::string& groups) {
     for (const auto& row : table.rows) of_column.push_back(row.back());
   } else {
     require(!data_.train.feature_names.empty(),
-            "tune: these data have no names of columns, so groups cannot be given by prefixes. Give a .npy or .csv file with a group for "
+            "tune: these data have no names of columns, so groups cannot be given by prefixes. Give a .npy or .csv file with a "
+            "group for "
             "each column.");
     const std::vector<std::string> prefixes = split(groups);
     for (const std::string& name : data_.train.feature_names) {
-      const auto found = std::find_if(prefixes.begin(), prefixes.end(), [&](const auto& p) { return !p.empty() && name.starts_with(p); });
+      const auto found =
+          std::find_if(prefixes.begin(), prefixes.end(), [&](const auto& p) { return !p.empty() && name.starts_with(p); });
       of_column.push_back(found == prefixes.end() ? "(others)" : *found);
     }
     for (const std::string& prefix : prefixes) {

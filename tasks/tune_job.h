@@ -41,9 +41,9 @@ class TuneJob {
 };
 
 /// Does the job and writes into the directory `out`, which must be free: config.toml, log.jsonl, x.npy, y.npy, layout.json,
-/// summary.json, strengths.csv, model.safetensors, report.html. The directory appears at once and complete, or not at all. Returns
-/// the report. Throws Interrupted, Error for data that cannot serve and a directory that cannot be made (before any work), and
-/// std::runtime_error where the job itself or the disk fails.
+/// summary.json, strengths.csv, model.safetensors, report.html. The directory appears at once and complete, or not at all.
+/// Returns the report. Throws Interrupted, Error for data that cannot serve and a directory that cannot be made (before any
+/// work), and std::runtime_error where the job itself or the disk fails.
 Report run_tune(const TuneJob& job, const std::string& out, const RunFront& front);
 
 }  // namespace bilevel

@@ -37,9 +37,12 @@ Table results_table(const TuneResult& result, const Loss& loss, bool tested) {
     table.rows.push_back(std::move(cells));
   }
   table.note =
-      "Mean ± standard error over the folds. The figures of every row are those of the strengths that it chose, so the cross-validated "
-      "loss flatters a little, and the more the more strengths there are; the test loss does not. An oracle call is a gradient or a "
-      "product with second derivatives, of all folds at once; grid search and random search had as many as the hypergradient, what the "
+      "Mean ± standard error over the folds. The figures of every row are those of the strengths that it chose, so the "
+      "cross-validated "
+      "loss flatters a little, and the more the more strengths there are; the test loss does not. An oracle call is a gradient "
+      "or a "
+      "product with second derivatives, of all folds at once; grid search and random search had as many as the hypergradient, "
+      "what the "
       "outer fold took included, and began each solve at the nearest one before.";
   return table;
 }
@@ -72,7 +75,9 @@ BarChart strengths_chart(const TuneResult& result) {
 Table widths_table(const TuneResult& result) {
   Table table;
   table.title = "What the outer fold says";
-  table.columns = {{"width of the prior on log λ", true}, {"loss on the outer fold", true}, {"standard error of the difference to the best", true}};
+  table.columns = {{"width of the prior on log λ", true},
+                   {"loss on the outer fold", true},
+                   {"standard error of the difference to the best", true}};
   for (const WidthTrial& t : result.widths) {
     const bool chosen = result.common_kept ? t.width == 0 : result.width && t.width == *result.width;
     table.rows.push_back({{Cell(t.width == 0 ? std::string("0 (one common strength)") : fmt::format("{:g}", t.width)),
@@ -94,22 +99,25 @@ Report tune_report(const TuneOptions& options, const TuneData& data, const TuneR
   report.title = "Regularisation strengths";
   report.subtitle = fmt::format("{} samples, {} features, model {}, {} loss, {} folds", format_count(data.train.size()),
                                 format_count(data.train.dimension()), options.model.kind, options.loss, options.folds);
-  report.verdict = result.warning.empty()
-                       ? Report::Verdict{Grade::kOk, fmt::format("Cross-validated loss {} ± {}.", format_fixed(learned.validation.loss, 4),
-                                                                 format_fixed(learned.validation.loss_error, 4))}
-                       : Report::Verdict{Grade::kWarn, result.warning};
+  report.verdict =
+      result.warning.empty()
+          ? Report::Verdict{Grade::kOk, fmt::format("Cross-validated loss {} ± {}.", format_fixed(learned.validation.loss, 4),
+                                                    format_fixed(learned.validation.loss_error, 4))}
+          : Report::Verdict{Grade::kWarn, result.warning};
 
   Report::Section answer{"The answer", {}};
   Figures figures;
-  figures.figures.push_back({"cross-validated " + loss.score_name(), shown(learned.validation.score), "on samples not trained on"});
+  figures.figures.push_back(
+      {"cross-validated " + loss.score_name(), shown(learned.validation.score), "on samples not trained on"});
   if (tested) figures.figures.push_back({"test " + loss.score_name(), shown(*learned.test_score), "of the refit to all samples"});
   if (learned.strengths.size() == 1) figures.figures.push_back({"strength λ", format_number(learned.strengths[0]), "½ λ ‖w‖²"});
   if (learned.step_size) figures.figures.push_back({"step size", format_number(*learned.step_size), "of the update rule"});
   answer.blocks.emplace_back(std::move(figures));
   if (result.common_kept) {
-    answer.blocks.emplace_back(Text{"An outer fold, held out from the whole choice, was predicted no better with several strengths than with "
-                                    "one common strength. So one is what was chosen.",
-                                    Text::Tone::kNote});
+    answer.blocks.emplace_back(
+        Text{"An outer fold, held out from the whole choice, was predicted no better with several strengths than with "
+             "one common strength. So one is what was chosen.",
+             Text::Tone::kNote});
   }
   answer.blocks.emplace_back(results_table(result, loss, tested));
   report.sections.push_back(std::move(answer));
@@ -119,8 +127,9 @@ Report tune_report(const TuneOptions& options, const TuneData& data, const TuneR
     if (learned.strengths.size() > 1) strengths.blocks.emplace_back(strengths_chart(result));
     if (result.width) {
       strengths.blocks.emplace_back(
-          Text{fmt::format("The strengths are held together by a Gaussian prior on their logarithms of width {:g} around a common one.",
-                           *result.width),
+          Text{fmt::format(
+                   "The strengths are held together by a Gaussian prior on their logarithms of width {:g} around a common one.",
+                   *result.width),
                Text::Tone::kPlain});
     }
     if (!result.widths.empty()) strengths.blocks.emplace_back(widths_table(result));

@@ -156,8 +156,7 @@ TEST(CrossValidation, EqualsASeparateFitForEachFold) {
     lbfgs.tolerance = 1e-11;
     lbfgs.max_iterations = 2000;
     const at::Tensor no_x = at::empty({0}, at::kDouble);
-    const at::Tensor y =
-        Lbfgs(lbfgs).solve(*oracle, no_x, 0, {alone.initial_inner(no_x, 0), {}, 0, 0}, {}).y;
+    const at::Tensor y = Lbfgs(lbfgs).solve(*oracle, no_x, 0, {alone.initial_inner(no_x, 0), {}, 0, 0}, {}).y;
     EXPECT_LT((models[k] - y).norm().item<double>(), 1e-8 * y.norm().item<double>()) << k;
     loss += oracle->outer_value(no_x, y, {}).item<double>() * static_cast<double>(out.size(0)) / kSamples;
   }

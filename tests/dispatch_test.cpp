@@ -58,7 +58,8 @@ SupervisedProblem problem_of(const std::string& loss, int64_t outputs, std::vect
   return {options, data};
 }
 
-const Hyperparameter kRidge{.kind = Hyperparameter::Kind::kL2, .map = Hyperparameter::Map::kExp, .per = Hyperparameter::Per::kFeature};
+const Hyperparameter kRidge{
+    .kind = Hyperparameter::Kind::kL2, .map = Hyperparameter::Map::kExp, .per = Hyperparameter::Per::kFeature};
 const Hyperparameter kWeights{.kind = Hyperparameter::Kind::kSampleWeight};
 
 TEST(Dispatch, AStepOfASingleLoopMethodCallsNothingAndAllocatesNothing) {

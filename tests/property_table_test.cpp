@@ -16,8 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "bilevel/hypergrad/plain_test.h"
 #include "bilevel/hypergrad/evograd.h"
+#include "bilevel/hypergrad/plain_test.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/oracle/autodiff.h"
@@ -55,11 +55,12 @@ const std::vector<RuleCase>& rule_rows() {
       {"sgd", "weight_decay = 0.1", {.lr = 0.05, .weight_decay = 0.1}},
       {"adam", "", {.kind = Kind::kAdam, .lr = 0.05}},
       {"adamw", "", {.kind = Kind::kAdam, .lr = 0.05, .weight_decay = 0.01, .decoupled = true}},
-      {"adamw", "amsgrad = true",
-       {.kind = Kind::kAdam, .lr = 0.05, .weight_decay = 0.01, .decoupled = true, .amsgrad = true}},
-      {"adam", "amsgrad = true\nbetas = [0.5, 0.6]",
+      {"adamw", "amsgrad = true", {.kind = Kind::kAdam, .lr = 0.05, .weight_decay = 0.01, .decoupled = true, .amsgrad = true}},
+      {"adam",
+       "amsgrad = true\nbetas = [0.5, 0.6]",
        {.kind = Kind::kAdam, .lr = 0.05, .beta1 = 0.5, .beta2 = 0.6, .amsgrad = true}},
-      {"rmsprop", "centered = true\nmomentum = 0.5\nalpha = 0.9\nweight_decay = 0.1",
+      {"rmsprop",
+       "centered = true\nmomentum = 0.5\nalpha = 0.9\nweight_decay = 0.1",
        {.kind = Kind::kRmsprop, .lr = 0.01, .momentum = 0.5, .weight_decay = 0.1, .centered = true, .decay = 0.9}},
       {"adagrad", "initial_accumulator_value = 0.1", {.kind = Kind::kAdagrad, .lr = 0.1, .eps = 1e-10, .accumulator = 0.1}},
       {"adadelta", "eps = 1e-2", {.kind = Kind::kAdadelta, .lr = 0.3, .eps = 1e-2, .decay = 0.9}},
@@ -170,7 +171,9 @@ at::Tensor penalty_formula(const Place& p) {
     const at::AutoGradMode grad_mode(true);
     const at::Tensor x = p.x.detach().clone().requires_grad_(true);
     at::Tensor z = p.y.detach();
-    const auto loss = [&](const at::Tensor& at) { return p.problem.inner_loss(x, at, Batch{}) + sigma * p.problem.outer_loss(x, at, Batch{}); };
+    const auto loss = [&](const at::Tensor& at) {
+      return p.problem.inner_loss(x, at, Batch{}) + sigma * p.problem.outer_loss(x, at, Batch{});
+    };
     for (int k = 0; k < 3; ++k) {
       z = z.detach().clone().requires_grad_(true);
       z = (z - p.rule.lr * torch::autograd::grad({loss(z)}, {z})[0]).detach();
@@ -189,8 +192,7 @@ at::Tensor fisher_formula(const Place& p) {
   std::vector<at::Tensor> J, rows;
   for (int64_t i = 0; i < z.size(0); ++i) J.push_back(torch::autograd::grad({z[i]}, {y}, {}, /*retain_graph=*/true)[0]);
   const at::Tensor moved = p.y.detach().clone().requires_grad_(true);
-  const at::Tensor loss =
-      p.problem.inner_loss_of_outputs(p.x, moved, z.detach() + at::stack(J).mv(moved - p.y), Batch{});
+  const at::Tensor loss = p.problem.inner_loss_of_outputs(p.x, moved, z.detach() + at::stack(J).mv(moved - p.y), Batch{});
   const at::Tensor gradient = torch::autograd::grad({loss}, {moved}, {}, true, /*create_graph=*/true)[0];
   for (int64_t i = 0; i < dy; ++i) rows.push_back(torch::autograd::grad({gradient[i]}, {moved}, {}, /*retain_graph=*/true)[0]);
   const at::Tensor of_rule = p.H - hessian(p.problem, p.x, p.y);  // its weight decay
@@ -225,10 +227,10 @@ struct EstimatorCase {
   Tolerance tolerance = {};
   bool needs_stationary_rule = false;  // decoupled decay is refused
   bool convex_only = false;
-  bool needs_short_step = false;  // below 2/L, as the inner step size is not with every rule
+  bool needs_short_step = false;   // below 2/L, as the inner step size is not with every rule
   bool linear_model_only = false;  // needs outputs, and is what it defines where they are linear in all of y
   bool needs_likelihood = false;   // of the inner loss
-  bool values_alone = false;  // differences of F over σ: in float they drown where clipping leaves little implicit part
+  bool values_alone = false;       // differences of F over σ: in float they drown where clipping leaves little implicit part
   std::string label() const { return label_of(name, keys); }
   bool serves(const Problem& problem) const {
     const bool linear = problem.output_layer() && output_layer_positions(problem).size(0) == problem.inner_layout().size();
@@ -521,7 +523,9 @@ class ConstantOuterLoss final : public TestProblem {
   at::Tensor outer_features(const at::Tensor& y, const Batch& b) const override { return base_->outer_features(y, b); }
   int64_t inner_samples() const override { return base_->inner_samples(); }
   bool has_inner_likelihood() const override { return base_->has_inner_likelihood(); }
-  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override { return base_->inner_likelihood(x, batch); }
+  Likelihood inner_likelihood(const at::Tensor& x, const Batch& batch) const override {
+    return base_->inner_likelihood(x, batch);
+  }
 
  private:
   std::unique_ptr<Problem> base_;

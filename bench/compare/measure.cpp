@@ -2,12 +2,10 @@
 // protocol of the peers' harness. Writes the row as JSON and the results as .npy beside it.
 //
 //   gradient      ∂y g at y₀
-//   hvp           one product with the Hessian of g at y₀ and the next ones on the same linearization: what a linear solve asks for
-//   hvp-once      the linearization and one product
-//   hypergradient the inner solve and the estimate
-//   step          the same and the outer update
-//   run           all outer steps from the start
-//   iteration     one outer step of many in a row, as a single-loop method takes them; results are those after all outer steps
+//   hvp           one product with the Hessian of g at y₀ and the next ones on the same linearization: what a linear solve asks
+//   for hvp-once      the linearization and one product hypergradient the inner solve and the estimate step          the same and
+//   the outer update run           all outer steps from the start iteration     one outer step of many in a row, as a single-loop
+//   method takes them; results are those after all outer steps
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -32,9 +30,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 /// A line of /proc/self/status in MB.
 double resident(const std::string& key) {

@@ -8,8 +8,8 @@
 namespace bilevel {
 namespace {
 
-const std::vector<std::pair<std::string, std::vector<int64_t>>> kParts = {
-    {"W1", {1, 40}}, {"b1", {1, 40}}, {"W2", {40, 40}}, {"b2", {1, 40}}, {"W3", {40, 1}}, {"b3", {1, 1}}};
+const std::vector<std::pair<std::string, std::vector<int64_t>>> kParts = {{"W1", {1, 40}}, {"b1", {1, 40}}, {"W2", {40, 40}},
+                                                                          {"b2", {1, 40}}, {"W3", {40, 1}}, {"b3", {1, 1}}};
 
 Layout layout_of(int64_t copies) {
   Layout layout;
@@ -49,7 +49,8 @@ at::Tensor Sinusoids::outer_loss(const at::Tensor& /*x*/, const at::Tensor& y, c
 
 at::Tensor Sinusoids::initial_inner(const at::Tensor& x, int64_t /*slice*/) const {
   std::vector<at::Tensor> copies;
-  for (const at::Tensor& part : outer_layout_.split(x)) copies.push_back(part.reshape({1, -1}).expand({tasks_, -1}).reshape({-1}));
+  for (const at::Tensor& part : outer_layout_.split(x))
+    copies.push_back(part.reshape({1, -1}).expand({tasks_, -1}).reshape({-1}));
   return at::cat(copies);
 }
 
@@ -62,7 +63,8 @@ Task make_sinusoids_or_task(const Config& config, c10::Device device) {
   section.finish();
   Task task;
   task.name = name;
-  task.problem = std::make_unique<Sinusoids>(read_npy(folder + "/x.npy"), read_npy(folder + "/y.npy"), read_npy(folder + "/w.npy"));
+  task.problem =
+      std::make_unique<Sinusoids>(read_npy(folder + "/x.npy"), read_npy(folder + "/y.npy"), read_npy(folder + "/w.npy"));
   return task;
 }
 

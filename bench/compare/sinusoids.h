@@ -4,9 +4,9 @@
 
 namespace bilevel {
 
-/// MAML on sinusoids as one batched inner problem: y = (y_1, …, y_k), a network 1-40-40-1 (ReLU) for each of the k tasks, begun at
-/// y₀(x) = (x, …, x). The inner loss is the sum over the tasks of the mean square on their first 10 points, so that each task takes
-/// its own gradient steps; the outer loss the mean over the tasks of that on the other 10.
+/// MAML on sinusoids as one batched inner problem: y = (y_1, …, y_k), a network 1-40-40-1 (ReLU) for each of the k tasks, begun
+/// at y₀(x) = (x, …, x). The inner loss is the sum over the tasks of the mean square on their first 10 points, so that each task
+/// takes its own gradient steps; the outer loss the mean over the tasks of that on the other 10.
 class Sinusoids final : public Problem {
  public:
   /// points, values [k, 20]; weights [1761], the parts of x one after the other: W1 [1, 40], b1, W2 [40, 40], b2, W3 [40, 1], b3.

@@ -74,9 +74,7 @@ std::vector<std::string> DoubleLoopOptions::violations() const {
 }
 
 void read(Section& inner, DoubleLoopOptions& options) {
-  std::string start = options.start == Start::kWarm ? "warm" : "cold";
-  inner.read_choice("start", start, {"warm", "cold"});
-  options.start = start == "warm" ? Start::kWarm : Start::kCold;
+  inner.read_choice("start", options.start, {"warm", "cold"});
   inner.read("carry_state",
              options.carry_rule_state);  // RuleSolverOptions reads it too: the solver must go on from what it is given
 }
@@ -104,10 +102,12 @@ DoubleLoop::DoubleLoop(const Oracle& oracle, std::shared_ptr<const InnerSolver> 
           fmt::format("The estimator \"{}\" cannot serve here: {}", estimator_->name(), fmt::join(objections, " ")));
   const BatchRoles roles = estimator_->batch_roles();
   require(options_.hvp_batches.is_full() || roles.hvps,
-          fmt::format("The estimator \"{}\" solves no linear system, so hvp_batch has nothing to be the batch of.", estimator_->name()));
-  require(options_.cross_batches.is_full() || roles.cross_product,
-          fmt::format("The estimator \"{}\" takes no cross product at the solution, so cross_batch has nothing to be the batch of.",
+          fmt::format("The estimator \"{}\" solves no linear system, so hvp_batch has nothing to be the batch of.",
                       estimator_->name()));
+  require(
+      options_.cross_batches.is_full() || roles.cross_product,
+      fmt::format("The estimator \"{}\" takes no cross product at the solution, so cross_batch has nothing to be the batch of.",
+                  estimator_->name()));
   require(options_.start == Start::kCold || !oracle_.problem().initial_inner_depends_on_outer(),
           "DoubleLoop: this problem's y₀ depends on x, so each outer step must begin there; use start = \"cold\".");
 }
@@ -215,8 +215,9 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       examined([&] { certify(one, *inputs.back(), options_.bound); });
     }
     if (one.certificate.bound_reason.empty() && !one.certificate.error_bound) {
-      one.certificate.bound_reason = examination.bound ? fmt::format("No bound: none is known for \"{}\".", one.certificate.differentiates)
-                                                       : "No bound: none was asked for at this step.";
+      one.certificate.bound_reason = examination.bound
+                                         ? fmt::format("No bound: none is known for \"{}\".", one.certificate.differentiates)
+                                         : "No bound: none was asked for at this step.";
     }
 
     y.push_back(solution.y);

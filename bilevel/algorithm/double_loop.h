@@ -30,9 +30,10 @@ struct DoubleLoopOptions {
   BatchPlan cross_batches = {};  // of its product with ∂x r: one drawn apart from the others keeps the product of both unbiased
   int64_t variance_samples = 1;  // N draws of these batches at an outer step: their mean moves x, their spread is reported
   uint64_t seed = 0;             // of losses that draw random numbers, and of the directions of spot checks
-  int64_t bound_every = 0;       // outer steps between two error bounds; 0: never. Runs of the command take 20: with 650 inner variables that
-                                 // is 27 % more oracle calls where 100 inner steps are done, and 45 % with L-BFGS; 10 costs twice as much
-  int64_t check_every = 0;       // outer steps between two spot checks, eight to thirty inner solves each; 0: never
+  int64_t bound_every =
+      0;  // outer steps between two error bounds; 0: never. Runs of the command take 20: with 650 inner variables that
+          // is 27 % more oracle calls where 100 inner steps are done, and 45 % with L-BFGS; 10 costs twice as much
+  int64_t check_every = 0;  // outer steps between two spot checks, eight to thirty inner solves each; 0: never
   BoundOptions bound = {};
   SpotCheckOptions check = {};
   std::vector<std::string> violations() const;
@@ -53,8 +54,8 @@ struct Examination {
 ///
 /// Where the problem has several inner problems, d_k, the losses and the metrics are means over them. Beside x, y and step the
 /// State holds `inner_step` (batches and noise go on with it), `q` where the estimator has one, `inner.state…` where the rule's
-/// state is carried, `estimator.s.j` where the estimator carries something on for inner problem s, and what the outer optimizer keeps.
-/// y, q and the rule's state are [d], or [k, d] for k inner problems. `damping`, where present, is handed to the
+/// state is carried, `estimator.s.j` where the estimator carries something on for inner problem s, and what the outer optimizer
+/// keeps. y, q and the rule's state are [d], or [k, d] for k inner problems. `damping`, where present, is handed to the
 /// estimator. A hypergradient that is not finite is reported and does not move x.
 class DoubleLoop final : public Algorithm {
  public:
@@ -69,8 +70,8 @@ class DoubleLoop final : public Algorithm {
   /// One step, which also gives the hypergradient that x was moved along.
   Record step(State& state, Hypergradient& taken, bool metrics = true) const;
 
-  /// One inner solve and one estimate at the point that the state holds; `after`, where given, takes the state with the y and q that
-  /// were found.
+  /// One inner solve and one estimate at the point that the state holds; `after`, where given, takes the state with the y and q
+  /// that were found.
   Hypergradient hypergradient(const State& state, State* after = nullptr, const Examination& examination = {}) const;
 
   const InnerSolver& solver() const { return *solver_; }

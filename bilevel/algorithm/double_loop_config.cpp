@@ -165,7 +165,8 @@ DoubleLoopMaker read_loop(Section root, uint64_t seed, bool moves) {
     std::shared_ptr<const InnerSolver> solver = make_inner_solver(inner, problem, problem.initial_outer(), seed, batches);
     for (const char* key : {"rule", "solver"}) {
       if (!inner.was_set(key)) continue;
-      drop_keys_of_others(inner, "inner", std::string("inner.") + key, [&] { return inner_keys(problem); }, notes);
+      drop_keys_of_others(
+          inner, "inner", std::string("inner.") + key, [&] { return inner_keys(problem); }, notes);
     }
     inner.finish();
     return std::make_unique<DoubleLoop>(oracle, std::move(solver), movement.estimator, movement.optimizer, std::move(loop));

@@ -56,7 +56,8 @@ void put_in(State& state, const std::string& prefix, const State& part) {
 
 std::string of_member(size_t i) { return fmt::format("member.{}.", i); }
 
-/// work(0), …, work(count − 1), each by one thread of LibTorch's. An exception comes out once all have ended, that of the least i.
+/// work(0), …, work(count − 1), each by one thread of LibTorch's. An exception comes out once all have ended, that of the least
+/// i.
 void in_threads(size_t count, int threads, const std::function<void(size_t)>& work) {
   const ThreadsGuard one(1);
   std::vector<std::exception_ptr> thrown(count);
@@ -115,9 +116,7 @@ void read(Section& section, HpmOptions& options) {
   section.read("members", options.members);
   section.read("exploit_every", options.exploit_every);
   section.read("truncation", options.truncation);
-  std::string mutation = options.mutation == Mutation::kTeacher ? "teacher" : "random";
-  section.read_choice("mutation", mutation, {"teacher", "random"});
-  options.mutation = mutation == "teacher" ? Mutation::kTeacher : Mutation::kRandom;
+  section.read_choice("mutation", options.mutation, {"teacher", "random"});
   section.read("slots", options.slots);
   section.read("teacher_lr", options.teacher_lr);
   section.check(options.violations());
@@ -194,8 +193,8 @@ Hpm::Hpm(const Oracle& oracle, const MemberMaker& make, HpmOptions options, std:
     const Part& part = problem.outer_layout().parts()[i];
     const Constraint box = i < constraints.size() ? constraints[i] : Constraint{};
     require(box.kind == Constraint::Kind::kBox && std::isfinite(box.lower) && std::isfinite(box.upper) && box.lower < box.upper,
-            fmt::format("{} draws and mutates x in a box, and \"{}\" has none with two finite sides; give it a min and a max.", name_,
-                        part.name));
+            fmt::format("{} draws and mutates x in a box, and \"{}\" has none with two finite sides; give it a min and a max.",
+                        name_, part.name));
     lower.push_back(at::full({part.size}, box.lower, x.options()));
     width.push_back(at::full({part.size}, box.upper - box.lower, x.options()));
   }
@@ -325,8 +324,7 @@ Record Hpm::step(State& state, int64_t n) const {
 Record Hpm::evaluate(State& state) const {
   const at::NoGradGuard no_grad;
   Population population(state, loops_.size());
-  Round round =
-      visit(population, [](const DoubleLoop& loop, State& member, Hypergradient&) { return loop.evaluate(member); });
+  Round round = visit(population, [](const DoubleLoop& loop, State& member, Hypergradient&) { return loop.evaluate(member); });
   population.write(state, round.best);
   return std::move(round.record);
 }

@@ -35,8 +35,12 @@ class Boxed final : public Problem {
   int64_t outer_samples() const override { return FiniteSum::kOuter; }
   at::Tensor initial_outer() const override { return sum_.initial_outer(); }
   at::Tensor initial_inner(const at::Tensor& x, int64_t s) const override { return sum_.initial_inner(x, s); }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return sum_.inner_loss(x, y, b); }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return sum_.outer_loss(x, y, b); }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return sum_.inner_loss(x, y, b);
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return sum_.outer_loss(x, y, b);
+  }
   std::vector<Constraint> outer_constraints() const override { return {box_}; }
   std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor&) const override {
     return {{"first_x", x[0].item<double>()}};
@@ -323,7 +327,9 @@ TEST(Hpm, WhatClippingHasPutAtTheLowerBoundMovesOn) {
     at::Tensor initial_outer() const override { return at::tensor({-2.0, -2.0}, at::kDouble); }
     at::Tensor initial_inner(const at::Tensor& x, int64_t s) const override { return sum.initial_inner(x, s); }
     int64_t inner_samples() const override { return FiniteSum::kInner; }
-    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return sum.inner_loss(x, y, b); }
+    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+      return sum.inner_loss(x, y, b);
+    }
     // The nearer to the lower bounds the better: member 0 is the best.
     at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
       return (x + 2).square().sum() + 0.0 * y.sum();

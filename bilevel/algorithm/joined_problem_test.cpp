@@ -45,9 +45,13 @@ Hypergradient hypergradient(const Oracle& oracle, const std::string& toml) {
 TEST(JoinedProblem, HasTheHypergradientOfItsTasksOneByOne) {
   for (const auto& [rho, toml] : std::vector<std::pair<double, std::string>>{
            {0.0, "inner = { rule = \"sgd\", lr = 0.05, steps = 5 }\nhypergradient = { estimator = \"unrolled\" }"},
-           {0.0, "inner = { rule = \"sgd\", momentum = 0.9, lr = 0.02, steps = 6 }\nhypergradient = { estimator = \"unrolled\", memory = \"states\" }"},
+           {0.0,
+            "inner = { rule = \"sgd\", momentum = 0.9, lr = 0.02, steps = 6 }\nhypergradient = { estimator = \"unrolled\", "
+            "memory = \"states\" }"},
            {0.0, "inner = { rule = \"adam\", lr = 0.02, steps = 4 }\nhypergradient = { estimator = \"unrolled\" }"},
-           {4.0, "inner = { rule = \"sgd\", lr = 0.05, steps = 40 }\nhypergradient = { estimator = \"implicit\", solver = \"dense\" }"}}) {
+           {4.0,
+            "inner = { rule = \"sgd\", lr = 0.05, steps = 40 }\nhypergradient = { estimator = \"implicit\", solver = \"dense\" "
+            "}"}}) {
     const SinusoidMamlProblem tasks({.proximity = rho});
     const JoinedProblem joined(tasks, each(tasks, true), each(tasks, false));
     const AutodiffOracle first_order(tasks), first_order_joined(joined);

@@ -41,8 +41,8 @@ SingleLoop::Reduction Saba::reduction(State& state) const {
     const double share = 1.0 / static_cast<double>(memory.rows.size(0));
     const auto in_place = [&](auto zero) {
       using T = decltype(zero);
-      saga(quantities.mutable_data_ptr<T>(), memory.rows.mutable_data_ptr<T>() + number * size, memory.mean.mutable_data_ptr<T>(), size,
-           static_cast<T>(share));
+      saga(quantities.mutable_data_ptr<T>(), memory.rows.mutable_data_ptr<T>() + number * size, memory.mean.mutable_data_ptr<T>(),
+           size, static_cast<T>(share));
     };
     if (quantities.is_cpu() && quantities.scalar_type() == at::kFloat) return in_place(float());
     if (quantities.is_cpu() && quantities.scalar_type() == at::kDouble) return in_place(double());

@@ -3,8 +3,8 @@
 
 namespace bilevel {
 
-/// SABA (Dagréou et al. 2022, Algorithm 2): SAGA (Defazio, Bach & Lacoste-Julien 2014) on each of the five quantities, so that the
-/// variance goes to zero at the solution and constant steps converge to it.
+/// SABA (Dagréou et al. 2022, Algorithm 2): SAGA (Defazio, Bach & Lacoste-Julien 2014) on each of the five quantities, so that
+/// the variance goes to zero at the solution and constant steps converge to it.
 ///
 ///     D = new_k − memory_k + mean(memory);   memory_k ← new_k
 ///

@@ -56,7 +56,8 @@ TEST(Saba, TakesTheStepOfSagaOnEachQuantity) {
   const FiniteSum problem;
   const AutodiffOracle oracle(problem);
   const Saba saba(oracle, kDrawn);
-  const Partition inner(FiniteSum::kInner, 4, Stream(2, "inner batches")), outer(FiniteSum::kOuter, 6, Stream(2, "outer batches"));
+  const Partition inner(FiniteSum::kInner, 4, Stream(2, "inner batches")),
+      outer(FiniteSum::kOuter, 6, Stream(2, "outer batches"));
   State state = test::somewhere(saba);
   std::map<int64_t, at::Tensor> of_inner, of_outer;  // by batch; absent: zero
   const auto saga = [](std::map<int64_t, at::Tensor>& memory, int64_t k, int64_t count, const at::Tensor& now) {

@@ -59,9 +59,10 @@ SingleLoop::SingleLoop(const Oracle& oracle, SingleLoopOptions options, std::str
           fmt::format("{} moves one y beside x, and this problem has {} inner problems; use \"double-loop\".", name,
                       problem.inner_problems()));
   require(!problem.initial_inner_depends_on_outer() && !problem.has_rule_hyperparameters(),
-          fmt::format("{} differentiates y*(x) alone, and in this problem x determines y₀ or the update rule; use \"double-loop\" with "
-                      "\"unrolled\".",
-                      name));
+          fmt::format(
+              "{} differentiates y*(x) alone, and in this problem x determines y₀ or the update rule; use \"double-loop\" with "
+              "\"unrolled\".",
+              name));
 }
 
 State SingleLoop::init() const {

@@ -42,7 +42,8 @@ TEST(Soba, TakesTheStepOfThePaperFromTheOldPoint) {
   const AutodiffOracle oracle(problem);
   const SingleLoopOptions options{.lr = 0.07, .outer_lr = 0.3, .decay = 0.5, .batch = 4, .outer_batch = 6, .seed = 3};
   const Soba soba(oracle, options);
-  const Partition inner(FiniteSum::kInner, 4, Stream(3, "inner batches")), outer(FiniteSum::kOuter, 6, Stream(3, "outer batches"));
+  const Partition inner(FiniteSum::kInner, 4, Stream(3, "inner batches")),
+      outer(FiniteSum::kOuter, 6, Stream(3, "outer batches"));
   for (const int64_t t : {0, 5, 11}) {
     State state = test::somewhere(soba);
     state.set("step", t);
@@ -147,7 +148,9 @@ TEST(Soba, KeepsXInsideItsConstraints) {
       x0_ = at::zeros({2}, at::kDouble);
       y0_ = at::zeros({2}, at::kDouble);
     }
-    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override { return 0.5 * (y - x).square().sum(); }
+    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+      return 0.5 * (y - x).square().sum();
+    }
     at::Tensor outer_loss(const at::Tensor&, const at::Tensor& y, const Batch&) const override {
       return 0.5 * (y - at::tensor({2.0, 0.3}, at::kDouble)).square().sum();
     }

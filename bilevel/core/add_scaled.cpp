@@ -26,12 +26,12 @@ bool directly(const at::Tensor& t, F f) {
 void add_scaled(const at::Tensor& y, double a, const at::Tensor& x) {
   const bool alike = x.scalar_type() == y.scalar_type() && x.is_cpu() && x.is_contiguous() && x.sizes() == y.sizes();
   const bool done = alike && directly(y, [&](auto t) {
-    using T = decltype(t);
-    T* const to = y.mutable_data_ptr<T>();
-    const T* const from = x.const_data_ptr<T>();
-    const T factor = static_cast<T>(a);
-    for (int64_t i = 0; i < y.numel(); ++i) to[i] += factor * from[i];
-  });
+                      using T = decltype(t);
+                      T* const to = y.mutable_data_ptr<T>();
+                      const T* const from = x.const_data_ptr<T>();
+                      const T factor = static_cast<T>(a);
+                      for (int64_t i = 0; i < y.numel(); ++i) to[i] += factor * from[i];
+                    });
   if (!done) y.add_(x, a);
 }
 

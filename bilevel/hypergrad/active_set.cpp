@@ -59,8 +59,10 @@ ConstraintVectors::ConstraintVectors(const Problem& problem, const at::Tensor& x
   const InnerConstraints given = problem.inner_constraints(x);
   lower = vector_of(given.lower, y, "lower"), upper = vector_of(given.upper, y, "upper"), l1 = vector_of(given.l1, y, "l1");
   E = given.equality, e = given.equality_rhs;
-  require(E.defined() == e.defined() && (!E.defined() || (E.dim() == 2 && E.size(1) == y.size(0) && e.sizes() == E.sizes().slice(0, 1))),
-          fmt::format("Problem::inner_constraints: equality should be [m, {}] and equality_rhs [m]; both are needed.", y.size(0)));
+  require(
+      E.defined() == e.defined() &&
+          (!E.defined() || (E.dim() == 2 && E.size(1) == y.size(0) && e.sizes() == E.sizes().slice(0, 1))),
+      fmt::format("Problem::inner_constraints: equality should be [m, {}] and equality_rhs [m]; both are needed.", y.size(0)));
 }
 
 ConstraintVectors ConstraintVectors::detached() const {
@@ -98,7 +100,8 @@ HeldSet HeldSet::holding(const ConstraintVectors& c, int64_t i, double y) const 
   HeldSet set = *this;
   const double sided = sign[i].item<double>() * y;
   // Of several that y has crossed, the one that it met first.
-  const double below = c.lower.defined() ? c.lower[i].item<double>() - y : 0, above = c.upper.defined() ? y - c.upper[i].item<double>() : 0;
+  const double below = c.lower.defined() ? c.lower[i].item<double>() - y : 0,
+               above = c.upper.defined() ? y - c.upper[i].item<double>() : 0;
   const double most = std::max({below, above, -sided});
   at::Tensor& part = -sided == most ? set.zero : below == most ? set.lower : set.upper;
   part = with(part, i, 1);
@@ -115,7 +118,8 @@ at::Tensor pseudo_inverse(const at::Tensor& E_free) {
 }
 
 Margins margins(const ConstraintVectors& c, const HeldSet& set, const at::Tensor& y, const at::Tensor& residual) {
-  const at::Tensor infinite = at::full_like(y, std::numeric_limits<double>::infinity()), weights = c.l1.defined() ? c.l1 : at::zeros_like(y);
+  const at::Tensor infinite = at::full_like(y, std::numeric_limits<double>::infinity()),
+                   weights = c.l1.defined() ? c.l1 : at::zeros_like(y);
   Margins out;
   at::Tensor of_equalities = at::zeros_like(y);
   if (c.E.defined()) {
@@ -137,7 +141,8 @@ Margins margins(const ConstraintVectors& c, const HeldSet& set, const at::Tensor
   return out;
 }
 
-ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tensor& y_given, Linearization& r, const KinkTolerance& tolerance)
+ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tensor& y_given, Linearization& r,
+                     const KinkTolerance& tolerance)
     : r_(r) {
   const at::AutoGradMode grad_mode(true);
   const at::Tensor x_leaf = leaf(x), y = y_given.detach(), residual = r_.residual();
@@ -147,7 +152,8 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
   const auto close = [&](double length) {
     at::Tensor size = at::full_like(y, max_norm_of(y));
     for (const at::Tensor* bound : {&c.lower, &c.upper}) {
-      if (bound->defined()) size = at::maximum(size, at::where(bound->isfinite(), bound->abs() + max_norm_of(y), at::zeros_like(y)));
+      if (bound->defined())
+        size = at::maximum(size, at::where(bound->isfinite(), bound->abs() + max_norm_of(y), at::zeros_like(y)));
     }
     return at::maximum(tolerance.relative * size, at::full_like(y, length));
   };
@@ -164,8 +170,9 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
     const auto [U, S, V] = at::linalg_svd(E_free, /*full_matrices=*/false);
     const at::Tensor independent = S > 10 * unit_of(y) * static_cast<double>(y.size(0)) * max_norm_of(S);
     if (S.size(0) < E_free.size(0) || !independent.all().item<bool>()) {
-      kink_ = fmt::format("The {} equalities on y are not independent on the {} coordinates that are free, so that y* has no derivative.",
-                          E_free.size(0), y.size(0) - held_count_);
+      kink_ = fmt::format(
+          "The {} equalities on y are not independent on the {} coordinates that are free, so that y* has no derivative.",
+          E_free.size(0), y.size(0) - held_count_);
     }
     V_ = V;
     inverse = pseudo_inverse(E_free);
@@ -173,14 +180,16 @@ ActiveSet::ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tens
   const at::Tensor weak = at_y.force.le(tolerance.relative * at_y.scale);
   if (kink_.empty() && weak.any().item<bool>()) {
     kink_ = fmt::format(
-        "Strict complementarity fails at {}: there y lies on a bound or at zero, and the multiplier that would hold it is not above {:.0e} of "
+        "Strict complementarity fails at {}: there y lies on a bound or at zero, and the multiplier that would hold it is not "
+        "above {:.0e} of "
         "the largest; y*(x) has a kink here, and no derivative.",
         names(problem, weak), tolerance.relative);
   }
   const at::Tensor doubtful = at_y.force.le(kDoubtful * tolerance.stationarity);
   if (kink_.empty() && doubtful.any().item<bool>()) {
     doubt_ = fmt::format(
-        "At {} y lies on a bound or at zero, and the multiplier that would hold it there is not above {:g} times the ‖r‖ = {:.2e} that the "
+        "At {} y lies on a bound or at zero, and the multiplier that would hold it there is not above {:g} times the ‖r‖ = "
+        "{:.2e} that the "
         "inner solve has left: solved further, y may leave.",
         names(problem, doubtful), kDoubtful, tolerance.stationarity);
   }

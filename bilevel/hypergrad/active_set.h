@@ -6,7 +6,8 @@
 
 namespace bilevel {
 
-/// Problem::inner_constraints at one x, as vectors like y [dy], E [m, dy] and e [m]; undefined: none of that kind. Differentiable by x.
+/// Problem::inner_constraints at one x, as vectors like y [dy], E [m, dy] and e [m]; undefined: none of that kind. Differentiable
+/// by x.
 struct ConstraintVectors {
   ConstraintVectors(const Problem& problem, const at::Tensor& x, const at::Tensor& y_like);
   ConstraintVectors detached() const;
@@ -36,7 +37,8 @@ struct HeldSet {
 struct Margins {
   at::Tensor z;      // r + Eᵀλ, λ the multipliers of E by least squares on the free coordinates [dy]
   at::Tensor force;  // of what is held: how strongly [dy], in the units of r; negative: it would leave; ∞ on the others
-  at::Tensor slack;  // of what is free: how far from the nearest bound, or from the kink of l1 [dy]; negative: beyond; ∞ on the others
+  at::Tensor
+      slack;  // of what is free: how far from the nearest bound, or from the kink of l1 [dy]; negative: beyond; ∞ on the others
   double scale = 0;  // the largest of |r|, l1, |Eᵀλ|
 };
 Margins margins(const ConstraintVectors& c, const HeldSet& set, const at::Tensor& y, const at::Tensor& residual);
@@ -57,23 +59,23 @@ struct KinkTolerance {
 /// The linearization of the optimality conditions at a solution y of an inner problem with constraints
 /// (Problem::inner_constraints), given that of r at (x, y) as if y moved freely.
 ///
-/// y_A lies on bounds or, by the l1 penalty, at zero; y_F moves freely on the surface E y = e; λ are the multipliers of E. As long
-/// as the active set A stays what it is, y*(x) is the root of (Fiacco 1976; Amos & Kolter 2017)
+/// y_A lies on bounds or, by the l1 penalty, at zero; y_F moves freely on the surface E y = e; λ are the multipliers of E. As
+/// long as the active set A stays what it is, y*(x) is the root of (Fiacco 1976; Amos & Kolter 2017)
 ///
 ///   r̂(x, y) = P (r + l1 ⊙ sign y + Eᵀλ) + [y − c(x)]_A + E_F⁺ (E_F y_F + E_A c_A(x) − e(x)),
 ///
-/// where P projects on the directions in which y may move, {v : v_A = 0, E v = 0}, and c holds the bounds, or zeros. P and λ are those at
-/// this point: their derivatives drop out at a root. ∂y r̂ = P ∂y r + (I − P), so only P ∂y r P needs a linear solver. `r` must
-/// outlive it.
+/// where P projects on the directions in which y may move, {v : v_A = 0, E v = 0}, and c holds the bounds, or zeros. P and λ are
+/// those at this point: their derivatives drop out at a root. ∂y r̂ = P ∂y r + (I − P), so only P ∂y r P needs a linear solver.
+/// `r` must outlive it.
 class ActiveSet final : public Linearization {
  public:
   ActiveSet(const Problem& problem, const at::Tensor& x, const at::Tensor& y, Linearization& r, const KinkTolerance& tolerance);
 
-  /// Why y* has no derivative here, in one sentence that names the coordinates; empty: it has. Where strict complementarity fails,
-  /// a coordinate on a bound is held there by no force: it stays for a change of x one way, and leaves for the other.
+  /// Why y* has no derivative here, in one sentence that names the coordinates; empty: it has. Where strict complementarity
+  /// fails, a coordinate on a bound is held there by no force: it stays for a change of x one way, and leaves for the other.
   const std::string& kink() const { return kink_; }
-  /// Why this may not be the active set of y*, in one sentence: multipliers below ten times what the inner solve has left; empty: they
-  /// are above.
+  /// Why this may not be the active set of y*, in one sentence: multipliers below ten times what the inner solve has left; empty:
+  /// they are above.
   const std::string& doubt() const { return doubt_; }
   at::Tensor project(const at::Tensor& v) const;  // P v, of rows too
   int64_t held() const { return held_count_; }    // coordinates in A

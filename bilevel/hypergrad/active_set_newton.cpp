@@ -24,7 +24,8 @@ at::Tensor vector_of_zeros(const at::Tensor& like, int64_t size) { return at::ze
 
 /// All that a surface and the constraints owe to x at one (x, z).
 struct Moving {
-  Moving(const Surface& surface, const at::Tensor& x, const at::Tensor& z) : surface_(surface), x_leaf(leaf(x)), at_x(on(x_leaf)) {
+  Moving(const Surface& surface, const at::Tensor& x, const at::Tensor& z)
+      : surface_(surface), x_leaf(leaf(x)), at_x(on(x_leaf)) {
     const at::AutoGradMode grad_mode(true);
     graph = surface.y(at_x, z.detach());
     y = graph.detach();
@@ -60,7 +61,11 @@ struct Moving {
 class OnSurface final : public Linearization {
  public:
   OnSurface(const Surface& surface, std::unique_ptr<Moving> moving, std::unique_ptr<Linearization> r)
-      : surface_(surface), moving_(std::move(moving)), fixed_(moving_->at_x.detached()), r_(std::move(r)), R_(moving_->R(r_->residual())) {}
+      : surface_(surface),
+        moving_(std::move(moving)),
+        fixed_(moving_->at_x.detached()),
+        r_(std::move(r)),
+        R_(moving_->R(r_->residual())) {}
 
   at::Tensor value() override { return r_->value() + moving_->penalty().detach(); }
   at::Tensor residual() override { return surface_.pull(R_.output()); }
@@ -92,7 +97,8 @@ class OnSurface final : public Linearization {
 
 class SurfaceOracle final : public Oracle {
  public:
-  SurfaceOracle(const Problem& problem, const Surface& surface, const Oracle& base) : Oracle(problem), surface_(surface), base_(base) {}
+  SurfaceOracle(const Problem& problem, const Surface& surface, const Oracle& base)
+      : Oracle(problem), surface_(surface), base_(base) {}
   std::unique_ptr<Linearization> linearize_inner(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override {
     auto moving = std::make_unique<Moving>(surface_, x, z);
     auto r = base_.linearize_inner(x, moving->y, batch);
@@ -136,7 +142,9 @@ class SurfaceOracle final : public Oracle {
 /// What certificates ask of a problem beside its oracle.
 class SurfaceProblem final : public Problem {
  public:
-  explicit SurfaceProblem(const Surface& surface) : surface_(surface), base_(surface.problem()) { layout_.add("z", {surface.dim()}); }
+  explicit SurfaceProblem(const Surface& surface) : surface_(surface), base_(surface.problem()) {
+    layout_.add("z", {surface.dim()});
+  }
   const Layout& outer_layout() const override { return base_.outer_layout(); }
   const Layout& inner_layout() const override { return layout_; }
   at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& z, const Batch& batch) const override {
@@ -197,7 +205,8 @@ at::Tensor Surface::pull(const at::Tensor& v) const {
   const at::Tensor on_free = v.index_select(-1, index_);
   if (equalities_ == 0) return on_free;
   const at::Tensor rows = v.dim() == 1 ? on_free.unsqueeze(0) : on_free;
-  const at::Tensor turned = at::ormqr(reflectors_, tau_, rows.t(), /*left=*/true, /*transpose=*/true).narrow(0, equalities_, dim_).t();
+  const at::Tensor turned =
+      at::ormqr(reflectors_, tau_, rows.t(), /*left=*/true, /*transpose=*/true).narrow(0, equalities_, dim_).t();
   return v.dim() == 1 ? turned.squeeze(0) : turned;
 }
 
@@ -225,8 +234,8 @@ OnActiveSet::OnActiveSet(const EstimatorInput& in, HeldSet set)
   solution_.y = surface_->independent() ? surface_->pull(in.solution.y) : vector_of_zeros(in.solution.y, 0);
   solution_.status = in.solution.status;
   solution_.stationarity = in.solution.stationarity;
-  input_ = std::make_unique<EstimatorInput>(
-      EstimatorInput{*oracle_, in.solver, in.x, solution_, in.inner_batch, in.outer_batch, {}});
+  input_ =
+      std::make_unique<EstimatorInput>(EstimatorInput{*oracle_, in.solver, in.x, solution_, in.inner_batch, in.outer_batch, {}});
 }
 
 OnActiveSet::~OnActiveSet() = default;
@@ -275,7 +284,8 @@ bool ActiveSetNewton::solve(const at::Tensor& x, const at::Tensor& y, double tar
       return true;
     }
     y_ = newton().place().y;
-    why_ = fmt::format("Newton's method does not get from ‖r‖ = {:.2e} to a solution of the inner problem near by.", in_.solution.stationarity);
+    why_ = fmt::format("Newton's method does not get from ‖r‖ = {:.2e} to a solution of the inner problem near by.",
+                       in_.solution.stationarity);
     return false;
   }
   now_ = &first_;
@@ -292,7 +302,8 @@ bool ActiveSetNewton::solve(const at::Tensor& x, const at::Tensor& y, double tar
     const at::Tensor from = on.y(x, z);
     if (dim() > 0) {
       if (!newton().solve(x, z, target)) {
-        why_ = fmt::format("Newton's method does not get from ‖r‖ = {:.2e} to a solution on the active set near by.", in_.solution.stationarity);
+        why_ = fmt::format("Newton's method does not get from ‖r‖ = {:.2e} to a solution on the active set near by.",
+                           in_.solution.stationarity);
         return false;
       }
       z = newton().place().y;

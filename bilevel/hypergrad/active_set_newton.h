@@ -13,13 +13,13 @@ namespace bilevel {
 ///
 ///   Y(x, z) = u + c_A(x) − E_F⁺ (E (u + c_A) − e),   u = N z
 ///
-/// with c the bounds, or zeros, and N [dy, k] orthonormal columns that span {v : v_A = 0, E v = 0} at the x of construction, kept for
-/// every x. `problem` must outlive it.
+/// with c the bounds, or zeros, and N [dy, k] orthonormal columns that span {v : v_A = 0, E v = 0} at the x of construction, kept
+/// for every x. `problem` must outlive it.
 class Surface {
  public:
   Surface(const Problem& problem, const at::Tensor& x, HeldSet set, const at::Tensor& y_like);
-  int64_t dim() const { return dim_; }                // k
-  bool independent() const { return independent_; }   // the equalities are, on the free coordinates; if not, k is 0
+  int64_t dim() const { return dim_; }               // k
+  bool independent() const { return independent_; }  // the equalities are, on the free coordinates; if not, k is 0
   const HeldSet& set() const { return set_; }
   const Problem& problem() const { return problem_; }
 
@@ -38,8 +38,8 @@ class Surface {
   bool independent_ = true;
 };
 
-/// An inner problem with constraints on y as the one without that it is on an active set: y is z there (Surface), the l1 penalty is
-/// smooth and a part of g, and all products are those of the oracle of `in`, by the chain rule.
+/// An inner problem with constraints on y as the one without that it is on an active set: y is z there (Surface), the l1 penalty
+/// is smooth and a part of g, and all products are those of the oracle of `in`, by the chain rule.
 class OnActiveSet {
  public:
   /// `in` must outlive it.
@@ -59,18 +59,20 @@ class OnActiveSet {
   std::unique_ptr<EstimatorInput> input_;
 };
 
-/// Newton's method on the inner problem, with or without constraints on y. With them, the primal active-set method (Nocedal & Wright
-/// 2006, §16.5) goes on from the set that y lies on: Newton's method solves on the set; a bound that is met on the way there joins it,
-/// and where none is, the coordinate leaves that is held with the most negative force. Where it ends, y satisfies the conditions of a
-/// minimum to rounding, whatever set the inner solve has ended on.
+/// Newton's method on the inner problem, with or without constraints on y. With them, the primal active-set method (Nocedal &
+/// Wright 2006, §16.5) goes on from the set that y lies on: Newton's method solves on the set; a bound that is met on the way
+/// there joins it, and where none is, the coordinate leaves that is held with the most negative force. Where it ends, y satisfies
+/// the conditions of a minimum to rounding, whatever set the inner solve has ended on.
 class ActiveSetNewton {
  public:
   ActiveSetNewton(const EstimatorInput& in, InnerNewtonOptions options);
-  /// From (x, y), on until ‖r‖ is rounding or, with a target, that share of what it was. Later solves begin from the set of the first.
+  /// From (x, y), on until ‖r‖ is rounding or, with a target, that share of what it was. Later solves begin from the set of the
+  /// first.
   bool solve(const at::Tensor& x, const at::Tensor& y, double target = 0.0);
   const std::string& why() const { return why_; }  // it did not get there, in one sentence
   const at::Tensor& y() const { return y_; }       // where `solve` has ended [dy]
-  /// The inner problem as Newton's method solves it, and its solution there: on the active set, in coordinates of its free directions.
+  /// The inner problem as Newton's method solves it, and its solution there: on the active set, in coordinates of its free
+  /// directions.
   const EstimatorInput& input() const;
   InnerNewton& newton() { return *now_->newton; }
   const OnActiveSet* active_set() const { return now_->on.get(); }  // null: y is not constrained

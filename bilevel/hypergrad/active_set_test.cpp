@@ -27,7 +27,8 @@ constexpr int64_t kDim = 4;
 at::Tensor vec(std::initializer_list<double> values) { return at::tensor(std::vector<double>(values), at::kDouble); }
 // Numbers without a pattern.
 at::Tensor numbers(double offset, at::IntArrayRef sizes) {
-  return 1.4 * at::sin(0.77 * at::arange(1, c10::multiply_integers(sizes) + 1, at::kDouble).square() + 10 * offset).reshape(sizes);
+  return 1.4 *
+         at::sin(0.77 * at::arange(1, c10::multiply_integers(sizes) + 1, at::kDouble).square() + 10 * offset).reshape(sizes);
 }
 
 // g = ½ yᵀ H(x) y − c(x)ᵀ y,  H = A Aᵀ + diag(1 + x²/4),  c = B x + c₀,  f = ½‖y − d‖² + ⟨k, x⟩ y₀,  under given constraints.
@@ -41,11 +42,12 @@ struct Qp {
   at::Tensor f(const at::Tensor& x, const at::Tensor& y) const { return (y - d).square().sum() / 2 + k.dot(x) * y[0]; }
 
   FunctionProblem problem(at::ScalarType dtype = at::kDouble) const {
-    return FunctionProblem({.inner_loss = [this](const at::Tensor& x, const at::Tensor& y) { return y.dot(H(x).mv(y)) / 2 - c(x).dot(y); },
-                            .outer_loss = [this](const at::Tensor& x, const at::Tensor& y) { return f(x, y); },
-                            .x0 = at::zeros({kDim}, dtype),
-                            .y0 = at::zeros({kDim}, dtype),
-                            .inner_constraints = constraints});
+    return FunctionProblem(
+        {.inner_loss = [this](const at::Tensor& x, const at::Tensor& y) { return y.dot(H(x).mv(y)) / 2 - c(x).dot(y); },
+         .outer_loss = [this](const at::Tensor& x, const at::Tensor& y) { return f(x, y); },
+         .x0 = at::zeros({kDim}, dtype),
+         .y0 = at::zeros({kDim}, dtype),
+         .inner_constraints = constraints});
   }
 
   // The minimum by trying every pattern of bounds and signs: each gives a linear system, and the lowest feasible point is it.
@@ -77,7 +79,9 @@ struct Qp {
           rhs[i] = cx[i] - (state[static_cast<size_t>(i)] == 0 ? 1.0 : -1.0) * l1[i];
         } else {
           K[i][i] = 1.0;
-          rhs[i] = state[static_cast<size_t>(i)] == 2 ? at::zeros({}, at::kDouble) : state[static_cast<size_t>(i)] == 3 ? lower[i] : upper[i];
+          rhs[i] = state[static_cast<size_t>(i)] == 2   ? at::zeros({}, at::kDouble)
+                   : state[static_cast<size_t>(i)] == 3 ? lower[i]
+                                                        : upper[i];
         }
       }
       for (int64_t j = 0; j < m; ++j) {
@@ -140,10 +144,11 @@ void expect_matches_differences(const Qp& qp, const at::Tensor& x, int64_t held)
     EXPECT_GT(relative_error(h.direct, expected), 0.02);
   }
   // The neighbour: the same y as if it moved freely.
-  FunctionProblem free({.inner_loss = [&](const at::Tensor& at_x, const at::Tensor& y) { return problem.inner_loss(at_x, y, {}); },
-                        .outer_loss = [&](const at::Tensor& at_x, const at::Tensor& y) { return qp.f(at_x, y); },
-                        .x0 = x,
-                        .y0 = x});
+  FunctionProblem free(
+      {.inner_loss = [&](const at::Tensor& at_x, const at::Tensor& y) { return problem.inner_loss(at_x, y, {}); },
+       .outer_loss = [&](const at::Tensor& at_x, const at::Tensor& y) { return qp.f(at_x, y); },
+       .x0 = x,
+       .y0 = x});
   EXPECT_GT(relative_error(estimate(dense(), free, solver, x).value, expected), 0.02);
 }
 
@@ -157,7 +162,9 @@ TEST(ActiveSet, DifferentiatesBoundsThatXMoves) {
   Qp qp;
   const double infinity = std::numeric_limits<double>::infinity();
   const at::Tensor open = vec({0.0, 0.0, 0.0, -infinity});
-  qp.constraints = [open](const at::Tensor& x) { return InnerConstraints{.lower = -0.2 - x * x / 2 + open, .upper = 0.3 + x.exp() / 10}; };
+  qp.constraints = [open](const at::Tensor& x) {
+    return InnerConstraints{.lower = -0.2 - x * x / 2 + open, .upper = 0.3 + x.exp() / 10};
+  };
   expect_matches_differences(qp, vec({0.3, -0.7, 0.5, 0.2}), 2);
 }
 
@@ -170,7 +177,9 @@ TEST(ActiveSet, DifferentiatesTheWeightsOfTheLasso) {
 TEST(ActiveSet, DifferentiatesEqualitiesWithMatrixAndRightHandSide) {
   Qp qp;
   const at::Tensor E = numbers(0.6, {2, kDim}), M = numbers(0.7, {2, kDim});
-  qp.constraints = [=](const at::Tensor& x) { return InnerConstraints{.equality = E * (1 + x / 3), .equality_rhs = M.mv(x) + 0.5}; };
+  qp.constraints = [=](const at::Tensor& x) {
+    return InnerConstraints{.equality = E * (1 + x / 3), .equality_rhs = M.mv(x) + 0.5};
+  };
   expect_matches_differences(qp, vec({0.3, -0.7, 0.5, 0.2}), 0);
 }
 
@@ -202,11 +211,15 @@ TEST(ActiveSet, DifferentiatesWhatProximalGradientFinds) {
 
 // min ½‖y − x‖² + λ‖y‖₁ is the soft threshold: ∂y/∂x = 1 where |x| > λ, else 0; ∂y/∂λ = −sign.
 TEST(ActiveSet, IsTheDerivativeOfTheSoftThreshold) {
-  const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x.narrow(0, 0, 3)).square().sum() / 2; },
-                                 .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.dot(vec({1.0, 2.0, 4.0})); },
-                                 .x0 = vec({1.5, -2.0, 0.3, 0.5}),
-                                 .y0 = at::zeros({3}, at::kDouble),
-                                 .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.l1 = x[3]}; }});
+  const FunctionProblem problem(
+      {.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x.narrow(0, 0, 3)).square().sum() / 2; },
+       .outer_loss =
+           [](const at::Tensor&, const at::Tensor& y) {
+             return y.dot(vec({1.0, 2.0, 4.0}));
+           },
+       .x0 = vec({1.5, -2.0, 0.3, 0.5}),
+       .y0 = at::zeros({3}, at::kDouble),
+       .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.l1 = x[3]}; }});
   const Known solver([](const at::Tensor& x) {
     const at::Tensor z = x.narrow(0, 0, 3);
     return z.sign() * (z.abs() - x[3]).clamp_min(0);
@@ -219,11 +232,12 @@ TEST(ActiveSet, IsTheDerivativeOfTheSoftThreshold) {
 TEST(ActiveSet, ServesMapsThatAreNoGradient) {
   const at::Tensor M = at::tensor({4.0, 1.0, -1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 5.0}, at::kDouble).reshape({3, 3});
   const at::Tensor b = vec({1.0, -2.0, 3.0});
-  const FunctionProblem problem({.outer_loss = [b](const at::Tensor&, const at::Tensor& y) { return y.dot(b); },
-                                 .x0 = vec({2.0, -4.0, 3.0}),
-                                 .y0 = at::zeros({3}, at::kDouble),
-                                 .optimality_map = [M](const at::Tensor& x, const at::Tensor& y) { return M.mv(y) - x; },
-                                 .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
+  const FunctionProblem problem(
+      {.outer_loss = [b](const at::Tensor&, const at::Tensor& y) { return y.dot(b); },
+       .x0 = vec({2.0, -4.0, 3.0}),
+       .y0 = at::zeros({3}, at::kDouble),
+       .optimality_map = [M](const at::Tensor& x, const at::Tensor& y) { return M.mv(y) - x; },
+       .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
   const at::Tensor F = at::tensor({0, 2}, at::kLong);
   const at::Tensor M_FF = M.index_select(0, F).index_select(1, F);
   const Known solver([&](const at::Tensor& x) {
@@ -238,11 +252,12 @@ TEST(ActiveSet, ServesMapsThatAreNoGradient) {
 }
 
 TEST(ActiveSet, RefusesAKinkAndSaysWhere) {
-  const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
-                                 .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
-                                 .x0 = vec({1.0, 0.0, -1.0}),
-                                 .y0 = at::zeros({3}, at::kDouble),
-                                 .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
+  const FunctionProblem problem(
+      {.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
+       .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+       .x0 = vec({1.0, 0.0, -1.0}),
+       .y0 = at::zeros({3}, at::kDouble),
+       .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
   const Known solver([](const at::Tensor& x) { return x.clamp_min(0); });
   for (const double nearly : {0.0, 1e-10, -1e-10}) {
     const Hypergradient h = estimate(cg(), problem, solver, vec({1.0, nearly, -1.0}));
@@ -269,11 +284,12 @@ InnerSolution left_at(const at::Tensor& y, double stationarity) {
 // min ½‖y − x‖² over y ≥ 0, with y[1] held by a force of 5e-3, and y[2], which a force of 1 holds, 1e-4 off its bound.
 TEST(ActiveSet, TakesNoMultiplierForBetterKnownThanTheSolveIs) {
   for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
-    const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
-                                   .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
-                                   .x0 = vec({1.0, -5e-3, -1.0}).to(dtype),
-                                   .y0 = at::zeros({3}, dtype),
-                                   .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
+    const FunctionProblem problem(
+        {.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
+         .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+         .x0 = vec({1.0, -5e-3, -1.0}).to(dtype),
+         .y0 = at::zeros({3}, dtype),
+         .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
     const AutodiffOracle oracle(problem);
     const Known solver([](const at::Tensor& x) { return x.clamp_min(0); });
     const at::Tensor x = problem.initial_outer();
@@ -299,26 +315,26 @@ TEST(ActiveSet, TakesNoMultiplierForBetterKnownThanTheSolveIs) {
 
 TEST(ActiveSet, ServesFloat) {
   Qp qp;
-  qp.constraints = [](const at::Tensor& x) {
-    return InnerConstraints{.upper = 0.25 + x[1] / 10, .l1 = (x - 1.5).exp()};
-  };
+  qp.constraints = [](const at::Tensor& x) { return InnerConstraints{.upper = 0.25 + x[1] / 10, .l1 = (x - 1.5).exp()}; };
   const at::Tensor x = vec({0.3, -0.7, 0.5, 0.2});
   const FunctionProblem in_double = qp.problem();
   const at::Tensor exact = estimate(dense(), in_double, ProximalGradient({.max_iterations = 20000, .tolerance = 1e-13}), x).value;
   for (at::Tensor* data : {&qp.A, &qp.B, &qp.c0, &qp.d, &qp.k}) *data = data->to(at::kFloat);
   const FunctionProblem in_float = qp.problem(at::kFloat);
-  const Hypergradient h = estimate(cg(), in_float, ProximalGradient({.max_iterations = 20000, .tolerance = 1e-4}), x.to(at::kFloat));
+  const Hypergradient h =
+      estimate(cg(), in_float, ProximalGradient({.max_iterations = 20000, .tolerance = 1e-4}), x.to(at::kFloat));
   EXPECT_EQ(h.grade, Grade::kOk) << h.message;
   EXPECT_LT(relative_error(h.value.to(at::kDouble), exact), 1e-3);  // H ⪰ I, and the solve leaves 1e-4
   EXPECT_GT(relative_error(h.direct.to(at::kDouble), exact), 0.02);
 }
 
 TEST(ActiveSet, RefusesAKinkInFloat) {
-  const FunctionProblem problem({.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
-                                 .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
-                                 .x0 = at::zeros({3}, at::kFloat),
-                                 .y0 = at::zeros({3}, at::kFloat),
-                                 .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
+  const FunctionProblem problem(
+      {.inner_loss = [](const at::Tensor& x, const at::Tensor& y) { return (y - x).square().sum() / 2; },
+       .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+       .x0 = at::zeros({3}, at::kFloat),
+       .y0 = at::zeros({3}, at::kFloat),
+       .inner_constraints = [](const at::Tensor& x) { return InnerConstraints{.lower = at::zeros({}, x.options())}; }});
   const Known solver([](const at::Tensor& x) { return x.clamp_min(0); });
   for (const double nearly : {0.0, 1e-6, -1e-6}) {
     EXPECT_EQ(estimate(cg(), problem, solver, vec({1.0, nearly, -1.0}).to(at::kFloat)).grade, Grade::kBad) << nearly;
@@ -360,7 +376,9 @@ TEST(ActiveSet, IsWhatOtherEstimatorsObjectToLackingIt) {
   const RuleSolver solver = rule_solver(rule, 3);
   for (const char* name : {"unrolled", "one-step", "t1-t2", "identity", "darts"}) {
     Section section = Config::parse("", "test.toml").root();
-    EXPECT_THAT(make_estimator(name, section)->objections(problem, solver), ::testing::Contains(HasSubstr("as if y moved freely"))) << name;
+    EXPECT_THAT(make_estimator(name, section)->objections(problem, solver),
+                ::testing::Contains(HasSubstr("as if y moved freely")))
+        << name;
   }
 }
 
@@ -368,10 +386,12 @@ TEST(ActiveSet, IsWhatOtherEstimatorsObjectToLackingIt) {
 TEST(ActiveSet, IsALinearizationWithBothSidesAlike) {
   Qp qp;
   qp.constraints = [](const at::Tensor& x) {
-    return InnerConstraints{.lower = -0.1 - x * x / 5, .equality = at::ones({1, kDim}, at::kDouble) + x, .equality_rhs = x.narrow(0, 0, 1)};
+    return InnerConstraints{
+        .lower = -0.1 - x * x / 5, .equality = at::ones({1, kDim}, at::kDouble) + x, .equality_rhs = x.narrow(0, 0, 1)};
   };
   const FunctionProblem problem = qp.problem();
-  const at::Tensor x = vec({0.3, -0.7, 0.5, 0.2}), y = qp.solve(x), u = numbers(0.8, {kDim}), v = numbers(0.9, {kDim}), w = numbers(1.0, {kDim});
+  const at::Tensor x = vec({0.3, -0.7, 0.5, 0.2}), y = qp.solve(x), u = numbers(0.8, {kDim}), v = numbers(0.9, {kDim}),
+                   w = numbers(1.0, {kDim});
   const auto lin = AutodiffOracle(problem).linearize_inner(x, y, {});
   ActiveSet r(problem, x, y, *lin, {.relative = 1e-7});
   EXPECT_EQ(r.kink(), "");

@@ -16,9 +16,7 @@ namespace bilevel {
 namespace {
 
 // Zero nowhere, and orthogonal to nothing in particular.
-at::Tensor generic_vector(const at::Tensor& like) {
-  return 1.5 + at::cos(at::arange(1, like.size(0) + 1, like.options()));
-}
+at::Tensor generic_vector(const at::Tensor& like) { return 1.5 + at::cos(at::arange(1, like.size(0) + 1, like.options())); }
 
 // ∂x g, or (∂x r)ᵀ w of an optimality map with a w that is zero nowhere.
 at::Tensor inner_gradient(const Problem& problem, const at::Tensor& x, const at::Tensor& y) {
@@ -40,10 +38,10 @@ std::vector<std::string> object_to_zeros(const Problem& problem, const at::Tenso
   std::vector<std::string> objections;
   for (const Part& part : problem.outer_layout().parts()) {
     if (part.size == 0 || sensitivity.narrow(0, part.offset, part.size).ne(0).any().item<bool>()) continue;
-    objections.push_back(
-        fmt::format("\"{}\" of x does not enter the inner loss: it moves the inner problem {}, where the derivative of {} is zero. Use "
-                    "estimator = \"unrolled\".",
-                    part.name, how, estimator));
+    objections.push_back(fmt::format(
+        "\"{}\" of x does not enter the inner loss: it moves the inner problem {}, where the derivative of {} is zero. Use "
+        "estimator = \"unrolled\".",
+        part.name, how, estimator));
   }
   return objections;
 }
@@ -88,10 +86,11 @@ std::vector<std::string> object_to_parts_beyond_the_inner_loss(const Problem& pr
 
 std::vector<std::string> object_to_constraints(const Problem& problem, std::string_view estimator) {
   if (!problem.has_inner_constraints()) return {};
-  return {fmt::format(
-      "This problem has constraints on y, or an l1 penalty, and \"{}\" differentiates as if y moved freely. Use estimator = \"implicit\" with "
-      "the inner solver \"prox\".",
-      estimator)};
+  return {
+      fmt::format("This problem has constraints on y, or an l1 penalty, and \"{}\" differentiates as if y moved freely. Use "
+                  "estimator = \"implicit\" with "
+                  "the inner solver \"prox\".",
+                  estimator)};
 }
 
 std::vector<std::string> object_to_stopping_elsewhere(const InnerSolver& solver) {
@@ -112,10 +111,12 @@ std::vector<std::string> object_to_parts_beyond_the_inner_problem(const Problem&
   if (problem.has_inner_constraints()) {
     const InnerConstraints c = problem.inner_constraints(x_leaf);
     for (const at::Tensor& given : {c.lower, c.upper, c.equality, c.equality_rhs, c.l1}) {
-      if (given.defined()) sensitivity = sensitivity + gradients(given, {x_leaf}, generic_vector(given.flatten()).view_as(given))[0].abs();
+      if (given.defined())
+        sensitivity = sensitivity + gradients(given, {x_leaf}, generic_vector(given.flatten()).view_as(given))[0].abs();
     }
   }
-  return object_to_zeros(problem, sensitivity, "implicit", "only through the way of the inner solve (its step sizes, its starting point)");
+  return object_to_zeros(problem, sensitivity, "implicit",
+                         "only through the way of the inner solve (its step sizes, its starting point)");
 }
 
 at::Tensor initial_inner_vjp(const Problem& problem, const at::Tensor& x, int64_t slice, const at::Tensor& y_bar) {

@@ -20,8 +20,8 @@ void check_finite(Hypergradient& h, const InnerSolution& solution);
 /// point but not the inner loss would get no derivative but the direct one, silently.
 std::vector<std::string> object_to_parts_beyond_the_inner_loss(const Problem& problem, std::string_view estimator);
 
-/// The same for an estimator that differentiates all that the inner solver drives to zero, under the constraints on y: the solver's
-/// own hyperparameters in it, and what x has to do with bounds, equalities and l1 weights, count too.
+/// The same for an estimator that differentiates all that the inner solver drives to zero, under the constraints on y: the
+/// solver's own hyperparameters in it, and what x has to do with bounds, equalities and l1 weights, count too.
 std::vector<std::string> object_to_parts_beyond_the_inner_problem(const Problem& problem, const InnerSolver& solver);
 
 /// The objection of every estimator that differentiates as if y moved freely.
@@ -39,8 +39,8 @@ at::Tensor inner_step_size(const EstimatorInput& in);
 /// The objection where `solver` has no step size, which these estimators take for the inverse Hessian.
 std::vector<std::string> object_to_missing_step_size(const Problem& problem, const InnerSolver& solver);
 
-/// What rounding may leave in a sum of `terms` numbers whose norms add up to `norms`, through as many steps: a model, with room, and no
-/// proof.
+/// What rounding may leave in a sum of `terms` numbers whose norms add up to `norms`, through as many steps: a model, with room,
+/// and no proof.
 double rounding_of_steps(const at::Tensor& value, int64_t terms, double norms);
 
 }  // namespace bilevel

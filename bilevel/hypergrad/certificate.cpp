@@ -25,22 +25,24 @@ namespace bilevel {
 namespace {
 
 constexpr int64_t kPowerSteps = 8;
-constexpr double kPowerSafety = 1.3;     // what eight power steps from a random start leave below the norm, generously
+constexpr double kPowerSafety = 1.3;  // what eight power steps from a random start leave below the norm, generously
 constexpr int64_t kLanczosNumbers = int64_t{1} << 24;  // of all basis vectors together
-constexpr int64_t kMostIdle = 3;  // directions without curvature that Lanczos' method leaves out
+constexpr int64_t kMostIdle = 3;                       // directions without curvature that Lanczos' method leaves out
 constexpr double kLanczosFailure = 1e-3;
-constexpr double kInexact = 0.3;        // relative residual up to which a solve says how large its solution is
-constexpr double kSampleSafety = 3.0;   // the largest of three samples, against what rounding may do
+constexpr double kInexact = 0.3;       // relative residual up to which a solve says how large its solution is
+constexpr double kSampleSafety = 3.0;  // the largest of three samples, against what rounding may do
 
 bool finite(const at::Tensor& v) { return std::isfinite(v.abs().sum().item<double>()); }
-bool names_F(const Hypergradient& h) { return h.certificate.differentiates == "F" || h.certificate.differentiates.starts_with("F,"); }
+bool names_F(const Hypergradient& h) {
+  return h.certificate.differentiates == "F" || h.certificate.differentiates.starts_with("F,");
+}
 
 /// How small the curvature may be.
 struct Curvature {
-  double safe = 0;      // not above the smallest curvature on the way to y*; 0: nothing is known
-  bool local = false;   // the curvature at y₁ stands out from rounding
+  double safe = 0;     // not above the smallest curvature on the way to y*; 0: nothing is known
+  bool local = false;  // the curvature at y₁ stands out from rounding
   bool indefinite = false;
-  std::string reason;   // "μ = …, the …"
+  std::string reason;  // "μ = …, the …"
 };
 
 /// Ritz values of k Lanczos steps from a random start, with full reorthogonalisation: {smallest, largest, k}.
@@ -90,17 +92,19 @@ Ritz lanczos(const InnerPlace& place, int64_t steps, const at::Tensor& idle) {
   return ritz;
 }
 
-/// What a corrected solve gave, `distance` away, and itself known to `rest`, says of the value. A known bias is no fault as long as the
-/// value points downhill.
+/// What a corrected solve gave, `distance` away, and itself known to `rest`, says of the value. A known bias is no fault as long
+/// as the value points downhill.
 void judge(Hypergradient& h, const at::Tensor& corrected, double distance, double rest, const BoundOptions& options) {
   if (!names_F(h)) return;
   const double size = norm_of(corrected), own = norm_of(h.value);
   if (!(distance > options.off_by_half * size) || distance <= rest) return;
   if (!h.certificate.bias.empty()) {
     const double along = h.value.to(at::kDouble).dot(corrected.to(at::kDouble)).item<double>() / own;
-    demote(h, along + rest < 0 ? Grade::kBad : Grade::kWarn,
-           fmt::format("The hypergradient has {:.3g} times the length of what a corrected solve gives, and a cosine of {:.3g} with it: {}.",
-                       own / size, along / size, h.certificate.bias));
+    demote(
+        h, along + rest < 0 ? Grade::kBad : Grade::kWarn,
+        fmt::format(
+            "The hypergradient has {:.3g} times the length of what a corrected solve gives, and a cosine of {:.3g} with it: {}.",
+            own / size, along / size, h.certificate.bias));
     return;
   }
   // Where the correction itself is not certain it cannot prove that the value is worthless.
@@ -138,17 +142,21 @@ class Certifier {
     const double distance = norm_of(h_.value.to(at::kDouble) - value_.to(at::kDouble));
     h_.certificate.distance_to_F = distance;
     measure_rounding();
-    const double apart = norm_of(place_->linearized_r() - place_->r), terms = norm_of(place_->jvp_y(place_->y)) + norm_of(place_->r);
+    const double apart = norm_of(place_->linearized_r() - place_->r),
+                 terms = norm_of(place_->jvp_y(place_->y)) + norm_of(place_->r);
     if (apart > 100 * sigma_r_ && apart > 1e-3 * terms) {
       refuse("the linearization is not that of the inner loss at this point.");
       demote(h_, Grade::kBad,
-             fmt::format("The products are taken of another function than the inner loss: their r differs from its gradient by {:.1e}.", apart));
+             fmt::format(
+                 "The products are taken of another function than the inner loss: their r differs from its gradient by {:.1e}.",
+                 apart));
       return;
     }
     const Curvature curvature = safe_curvature();
     if (curvature.indefinite) {
       refuse(curvature.reason);
-      if (about_F()) demote(h_, Grade::kBad, fmt::format("The point that the inner solve approaches is no minimum: {}", curvature.reason));
+      if (about_F())
+        demote(h_, Grade::kBad, fmt::format("The point that the inner solve approaches is no minimum: {}", curvature.reason));
       return;
     }
     double rest = std::numeric_limits<double>::infinity();
@@ -161,8 +169,8 @@ class Certifier {
         h_.certificate.error_bound = distance + rest;
         h_.certificate.curvature = curvature.safe;
         h_.certificate.bound_reason =
-            fmt::format("The value is {:.2e} from that of a corrected solve, which is within {:.2e} of ∇F with {}{}{}.", distance, rest,
-                        curvature.reason, set, in_.outer_batch.full() ? "" : " (∇F of this outer batch)");
+            fmt::format("The value is {:.2e} from that of a corrected solve, which is within {:.2e} of ∇F with {}{}{}.", distance,
+                        rest, curvature.reason, set, in_.outer_batch.full() ? "" : " (∇F of this outer batch)");
       }
     } else if (about_F()) {
       h_.certificate.bound_reason = "No bound: " + curvature.reason;
@@ -212,7 +220,8 @@ class Certifier {
     const Gradients outer = in_.oracle.outer(in_.x, there->y, in_.outer_batch);
     const Vjp products = there->vjp(q_);
     sigma_rho_ = std::max(kRoundingSafety * norm_of(outer.y - products.y - rho_), eps_ * norm_of(outer_.y));
-    sigma_value_ = std::max(kRoundingSafety * norm_of(outer.x - products.x - value_), eps_ * (norm_of(outer_.x) + norm_of(value_ - outer_.x)));
+    sigma_value_ = std::max(kRoundingSafety * norm_of(outer.x - products.x - value_),
+                            eps_ * (norm_of(outer_.x) + norm_of(value_ - outer_.x)));
   }
 
   Curvature safe_curvature() {
@@ -255,8 +264,9 @@ class Certifier {
         u = newton_.inverse().apply(Stream(0, "curvature direction").at(0).normal({J.size(0)}).to(place_->y.options()), 0.1);
         u = u / u.norm();
       }
-      how = newton_.idle().defined() ? "the smallest eigenvalue at the inner solution beside directions along which nothing happens"
-                                     : "the smallest eigenvalue at the inner solution";
+      how = newton_.idle().defined()
+                ? "the smallest eigenvalue at the inner solution beside directions along which nothing happens"
+                : "the smallest eigenvalue at the inner solution";
     } else {
       at::Tensor idle;
       Ritz ritz = lanczos(*place_, options_.products, idle);
@@ -385,8 +395,8 @@ class Certifier {
     return std::isfinite(rest);
   }
 
-  /// Whether y* has the active set that y₁ has: the forces that hold coordinates, and the distances of the others from bounds and kinks,
-  /// against what r(y₁) and rounding may change in them. `how` says so, or why not.
+  /// Whether y* has the active set that y₁ has: the forces that hold coordinates, and the distances of the others from bounds and
+  /// kinks, against what r(y₁) and rounding may change in them. `how` says so, or why not.
   bool active_set_is_certain(const Curvature& curvature, std::string& how) const {
     const double r = norm_of(place_->r) + sigma_r_;
     const Margins here = on_->margins(in_.x, on_->y(in_.x, place_->y));
@@ -396,7 +406,8 @@ class Certifier {
     };
     for (int64_t i = 0; i < options_.probes; ++i) {
       at::Tensor step = random(i);
-      step = curvature.local ? newton_.inverse().apply(step * (r / norm_of(step)), 0.1) : step * (r / curvature.safe / norm_of(step));
+      step = curvature.local ? newton_.inverse().apply(step * (r / norm_of(step)), 0.1)
+                             : step * (r / curvature.safe / norm_of(step));
       const Margins there = on_->margins(in_.x, on_->y(in_.x, place_->y + step));
       grow(force, here.force, there.force), grow(slack, here.slack, there.slack);
     }
@@ -405,12 +416,16 @@ class Certifier {
     const int64_t held = on_->surface().set().held().sum().item<int64_t>(), all = here.force.size(0);
     const auto least = [](const at::Tensor& margin, const at::Tensor& off) {
       const int64_t i = (margin / off.clamp_min(std::numeric_limits<float>::min())).argmin().item<int64_t>();
-      return std::isfinite(margin[i].item<double>()) ? fmt::format("{:.1e} ± {:.1e}", margin[i].item<double>(), off[i].item<double>()) : "∞";
+      return std::isfinite(margin[i].item<double>())
+                 ? fmt::format("{:.1e} ± {:.1e}", margin[i].item<double>(), off[i].item<double>())
+                 : "∞";
     };
-    how = !doubt.empty() ? doubt
-                         : fmt::format(", on the active set of y*: {} of {} coordinates are held, the least firmly by a force of {}, and the "
-                                       "nearest to being held is {} away",
-                                       held, all, least(here.force, force), least(here.slack, slack));
+    how = !doubt.empty()
+              ? doubt
+              : fmt::format(
+                    ", on the active set of y*: {} of {} coordinates are held, the least firmly by a force of {}, and the "
+                    "nearest to being held is {} away",
+                    held, all, least(here.force, force), least(here.slack, slack));
     return doubt.empty();
   }
 
@@ -420,7 +435,8 @@ class Certifier {
       if (weak.size(0) == 0) return "";
       const int64_t i = weak[0].item<int64_t>();
       return fmt::format("the active set of y* is not certain: {} is {} by {:.1e} ± {:.1e}.",
-                         on_->surface().problem().inner_layout().element_name(i), what, margin[i].item<double>(), off[i].item<double>());
+                         on_->surface().problem().inner_layout().element_name(i), what, margin[i].item<double>(),
+                         off[i].item<double>());
     };
     const std::string held = first(here.force, force, "held at its bound or at zero");
     return held.empty() ? first(here.slack, slack, "away from its bounds and from zero") : held;
@@ -452,14 +468,16 @@ void certify_where_all_is_held(Hypergradient& h, const EstimatorInput& in, const
   const double distance = norm_of(h.value.to(at::kDouble) - value.to(at::kDouble));
   h.certificate.distance_to_F = distance;
   if (!(least > off)) {
-    h.certificate.bound_reason = fmt::format("No bound: all of y is held, and the least force, {:.1e} ± {:.1e}, is not certain.", least, off);
+    h.certificate.bound_reason =
+        fmt::format("No bound: all of y is held, and the least force, {:.1e} ± {:.1e}, is not certain.", least, off);
     return;
   }
   const double rest = 32 * rounding_unit(y) * (norm_of(value) + norm_of(h.direct));
   h.certificate.error_bound = distance + rest;
-  h.certificate.bound_reason = fmt::format("All of y is held by constraints, the least firmly by a force of {:.1e} ± {:.1e}: the value is {:.2e} "
-                                           "from what they give, and rounding of {:.2e} is left.",
-                                           least, off, distance, rest);
+  h.certificate.bound_reason = fmt::format(
+      "All of y is held by constraints, the least firmly by a force of {:.1e} ± {:.1e}: the value is {:.2e} "
+      "from what they give, and rounding of {:.2e} is left.",
+      least, off, distance, rest);
   judge(h, value, distance, rest, options);
 }
 

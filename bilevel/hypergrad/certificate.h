@@ -9,12 +9,12 @@
 namespace bilevel {
 
 struct BoundOptions {
-  int64_t dense_dim = 200;    // up to this many inner variables ∂y r is formed, by as many products: all is then exact to rounding
-  int64_t products = 100;     // beyond: at most so many in each linear solve, and in Lanczos' method
-  int64_t newton_steps = 6;   // towards y*; two or three from where an inner solve usually stops
-  int64_t probes = 3;         // of the second derivatives along y, each two gradients and a product
-  double off_by_half = 0.1;   // WARN where the value is off by more than this share of itself
-  double off_by_all = 1.0;    // BAD: no better than zero
+  int64_t dense_dim = 200;  // up to this many inner variables ∂y r is formed, by as many products: all is then exact to rounding
+  int64_t products = 100;   // beyond: at most so many in each linear solve, and in Lanczos' method
+  int64_t newton_steps = 6;  // towards y*; two or three from where an inner solve usually stops
+  int64_t probes = 3;        // of the second derivatives along y, each two gradients and a product
+  double off_by_half = 0.1;  // WARN where the value is off by more than this share of itself
+  double off_by_all = 1.0;   // BAD: no better than zero
   std::vector<std::string> violations() const;
 };
 
@@ -38,13 +38,14 @@ struct BoundOptions {
 /// 1.648 √d exp(−√ε (2k − 1)) (Kuczyński & Woźniakowski 1992, theorem 3.2), here 1e-3. Where nothing positive is left there is
 /// no bound. Norms come from power iterations; they are the part that is estimated and not proven.
 ///
-/// Where y is constrained all this is done on the active set of y*, in coordinates of its free directions, where the problem is one
-/// without constraints (hypergrad/active_set_newton.h). The set is found by going on from that of the y that was reached until the
-/// conditions of a minimum hold; the bound rests on its being that of y*, which is checked: each force that holds a coordinate, and the
-/// distance of each other one from its bounds and kinks, must be more than r(y₁) and rounding may change in it. If one is not: no bound.
+/// Where y is constrained all this is done on the active set of y*, in coordinates of its free directions, where the problem is
+/// one without constraints (hypergrad/active_set_newton.h). The set is found by going on from that of the y that was reached
+/// until the conditions of a minimum hold; the bound rests on its being that of y*, which is checked: each force that holds a
+/// coordinate, and the distance of each other one from its bounds and kinks, must be more than r(y₁) and rounding may change in
+/// it. If one is not: no bound.
 ///
-/// Bounds are about the outer batch of `in`, and the full inner data. A value with a known bias (Certificate::bias) is BAD only where it
-/// points uphill, and WARN, with its length and cosine, where it is off by more than off_by_half.
+/// Bounds are about the outer batch of `in`, and the full inner data. A value with a known bias (Certificate::bias) is BAD only
+/// where it points uphill, and WARN, with its length and cosine, where it is off by more than off_by_half.
 void certify(Hypergradient& h, const EstimatorInput& in, const BoundOptions& options = {});
 
 }  // namespace bilevel

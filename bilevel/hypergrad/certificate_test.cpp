@@ -100,7 +100,8 @@ TEST(Certificate, BoundsTheErrorOfAnImplicitHypergradientTightly) {
     expect_bound(Certified(ridge, descent(20, 0.2), implicit(3), options), ridge.hypergradient(ridge.initial_outer()), 1.5);
     const LogisticWeightsProblem logistic;
     const at::Tensor x = logistic.initial_outer();
-    expect_bound(Certified(logistic, descent(50, 1.0), implicit(3), options), logistic.hypergradient(x, logistic.solution(x)), 1.5);
+    expect_bound(Certified(logistic, descent(50, 1.0), implicit(3), options), logistic.hypergradient(x, logistic.solution(x)),
+                 1.5);
   }
 }
 
@@ -205,22 +206,25 @@ TEST(Certificate, LeavesDirectionsOutAlongWhichNothingHappens) {
 // g = ½ yᵀ diag(h) y − ⟨z(x), y⟩, z = B x + c, f = ½‖y − d‖² + ½‖x‖², whose solutions under constraints have closed forms.
 constexpr int64_t kX = 4, kY = 6;
 at::Tensor numbers(double offset, at::IntArrayRef sizes) {
-  return 1.4 * at::sin(0.77 * at::arange(1, c10::multiply_integers(sizes) + 1, at::kDouble).square() + 10 * offset).reshape(sizes);
+  return 1.4 *
+         at::sin(0.77 * at::arange(1, c10::multiply_integers(sizes) + 1, at::kDouble).square() + 10 * offset).reshape(sizes);
 }
 struct Separable {
   at::Tensor h = at::pow(10.0, -at::arange(0, kY, at::kDouble) / 2), B = h.sqrt().unsqueeze(1) * numbers(0.2, {kY, kX});
   at::Tensor d = numbers(0.4, {kY}), x0 = numbers(0.1, {kX});
-  at::Tensor c = h * at::tensor({0.3, -0.5, 1.5, 0.6, -0.1, 0.4}, at::kDouble) - B.mv(x0);  // y* without constraints: these numbers
+  at::Tensor c =
+      h * at::tensor({0.3, -0.5, 1.5, 0.6, -0.1, 0.4}, at::kDouble) - B.mv(x0);  // y* without constraints: these numbers
   FunctionProblemOptions::Constraints constraints;
   std::function<at::Tensor(const at::Tensor& x)> solve;  // y*(x), differentiable
 
   at::Tensor z(const at::Tensor& x) const { return B.mv(x) + c; }
   FunctionProblem problem() const {
-    return FunctionProblem({.inner_loss = [this](const at::Tensor& x, const at::Tensor& y) { return (h * y).dot(y) / 2 - z(x).dot(y); },
-                            .outer_loss = [this](const at::Tensor& x, const at::Tensor& y) { return f(x, y); },
-                            .x0 = x0,
-                            .y0 = at::zeros({kY}, at::kDouble),
-                            .inner_constraints = constraints});
+    return FunctionProblem(
+        {.inner_loss = [this](const at::Tensor& x, const at::Tensor& y) { return (h * y).dot(y) / 2 - z(x).dot(y); },
+         .outer_loss = [this](const at::Tensor& x, const at::Tensor& y) { return f(x, y); },
+         .x0 = x0,
+         .y0 = at::zeros({kY}, at::kDouble),
+         .inner_constraints = constraints});
   }
   at::Tensor f(const at::Tensor& x, const at::Tensor& y) const { return (y - d).square().sum() / 2 + x.square().sum() / 2; }
   at::Tensor hypergradient() const {
@@ -262,7 +266,9 @@ Separable lasso() {
 Separable equalities() {
   Separable made;
   const at::Tensor E = numbers(0.6, {2, kY}), M = numbers(0.7, {2, kX});
-  made.constraints = [=](const at::Tensor& x) { return InnerConstraints{.equality = E * (1 + 0.3 * x[1]), .equality_rhs = M.mv(x) + 0.5}; };
+  made.constraints = [=](const at::Tensor& x) {
+    return InnerConstraints{.equality = E * (1 + 0.3 * x[1]), .equality_rhs = M.mv(x) + 0.5};
+  };
   const at::Tensor h = made.h, B = made.B, c = made.c;
   made.solve = [=](const at::Tensor& x) {
     const at::Tensor z = B.mv(x) + c, E_x = E * (1 + 0.3 * x[1]);
@@ -274,7 +280,9 @@ Separable equalities() {
 std::vector<std::pair<std::string, Separable>> constrained_problems() {
   return {{"box", box()}, {"non-negative", non_negative()}, {"lasso", lasso()}, {"equalities", equalities()}};
 }
-ProximalGradient prox(double tolerance, int64_t steps = 20000) { return ProximalGradient({.max_iterations = steps, .tolerance = tolerance}); }
+ProximalGradient prox(double tolerance, int64_t steps = 20000) {
+  return ProximalGradient({.max_iterations = steps, .tolerance = tolerance});
+}
 
 // Where the solve ends early, where the linear system is solved in part, or both.
 TEST(Certificate, BoundsTheErrorTightlyWhereYIsConstrained) {

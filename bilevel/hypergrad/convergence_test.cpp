@@ -185,7 +185,8 @@ TEST(Truncation, IsBoundedForEveryRuleAndBatch) {
     EXPECT_LT(*h.certificate.error_bound, 1.01 * error);
   }
   const LogisticWeightsProblem logistic;
-  const RuleSolver stochastic = rule_solver({.lr = 0.5}, 15, BatchPlan::shuffled(logistic.inner_samples(), 7, Stream(3, "inner batches")));
+  const RuleSolver stochastic =
+      rule_solver({.lr = 0.5}, 15, BatchPlan::shuffled(logistic.inner_samples(), 7, Stream(3, "inner batches")));
   const at::Tensor x_l = logistic.initial_outer(), all = estimate(Unrolled(), logistic, stochastic, x_l).value;
   const Hypergradient h = estimate(Unrolled({.steps = 4}), logistic, stochastic, x_l, {.bound = true});
   EXPECT_NEAR(h.certificate.error_bound.value_or(0) / (h.value - all).norm().item<double>(), 1.0, 0.01);

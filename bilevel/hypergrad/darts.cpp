@@ -15,8 +15,10 @@ Darts::Darts(double radius) : radius_(radius) {
 
 std::vector<std::string> Darts::objections(const Problem& problem, const InnerSolver& solver) const {
   if (problem.has_optimality_map()) {
-    return {"\"darts\" takes differences of ∂x g, and this problem gives an optimality map, not a loss g. Use estimator = \"implicit\", "
-            "or \"t1-t2\"."};
+    return {
+        "\"darts\" takes differences of ∂x g, and this problem gives an optimality map, not a loss g. Use estimator = "
+        "\"implicit\", "
+        "or \"t1-t2\"."};
   }
   auto objections = object_to_parts_beyond_the_inner_loss(problem, name());
   for (auto& objection : object_to_missing_step_size(problem, solver)) objections.push_back(std::move(objection));
@@ -38,7 +40,8 @@ Hypergradient Darts::estimate(const EstimatorInput& in) const {
     const at::Tensor minus = in.oracle.inner_grad_x(in.x, y - epsilon * outer.y, in.batch_of_cross_product());
     h.value = outer.x - (eta / (2 * epsilon)) * (plus - minus);
   }
-  h.certificate.bound_reason = "No bound: one gradient step stands for the inverse Hessian, and a difference for the cross product.";
+  h.certificate.bound_reason =
+      "No bound: one gradient step stands for the inverse Hessian, and a difference for the cross product.";
   h.message = "The derivative of one gradient step by central differences; how far it is from that of F is not known.";
   check_finite(h, in.solution);
   return h;

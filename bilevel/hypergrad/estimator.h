@@ -11,14 +11,15 @@
 
 namespace bilevel {
 
-/// Slopes of F along directions d, measured by solving the inner problem again at x ± h d, against what the hypergradient predicts.
+/// Slopes of F along directions d, measured by solving the inner problem again at x ± h d, against what the hypergradient
+/// predicts.
 struct SpotCheck {
   struct Slope {
-    std::string direction;                   // "gradient": d = value/‖value‖; "random": drawn anew for each outer step
-    double predicted = 0;                    // dᵀ value
-    double measured = 0;                     // extrapolated from the central differences at two step sizes
-    double uncertainty = 0;                  // of `measured`: what the two step sizes and the tolerance of the solves leave open
-    double step = 0, coarse = 0, fine = 0;   // h, and the differences at h and h/2
+    std::string direction;                  // "gradient": d = value/‖value‖; "random": drawn anew for each outer step
+    double predicted = 0;                   // dᵀ value
+    double measured = 0;                    // extrapolated from the central differences at two step sizes
+    double uncertainty = 0;                 // of `measured`: what the two step sizes and the tolerance of the solves leave open
+    double step = 0, coarse = 0, fine = 0;  // h, and the differences at h and h/2
   };
   std::vector<Slope> slopes;
   double disagreement = 0;  // the greatest |predicted − measured| / ‖value‖
@@ -29,9 +30,9 @@ struct SpotCheck {
 
 /// How right a hypergradient is, always about the function that the estimator names.
 struct Certificate {
-  std::string differentiates;               // "F_T" for unrolling, "F" for implicit, …
-  std::string bias;                         // why the value is known not to be that derivative, but a way down along it; empty: it is
-  double stationarity = 0;                  // ‖r(x, y)‖₂ at the y that was reached
+  std::string differentiates;  // "F_T" for unrolling, "F" for implicit, …
+  std::string bias;            // why the value is known not to be that derivative, but a way down along it; empty: it is
+  double stationarity = 0;     // ‖r(x, y)‖₂ at the y that was reached
   std::optional<double> relative_residual;  // of the linear solve, where there is one
   std::optional<double> error_bound;        // absolute, 2-norm; none: no bound
   std::string bound_reason;                 // one sentence: what the bound rests on, or why there is none ("No bound: …")
@@ -70,7 +71,7 @@ struct EstimatorInput {
   InnerStart start = {};   // where the solve began: estimators that solve again begin there
   std::optional<Batch> hvp_batch = {};    // of the products with ∂y r in a linear solve; none: inner_batch
   std::optional<Batch> cross_batch = {};  // of the product with ∂x r; none: inner_batch
-  Tensors carried = {};                   // Hypergradient::carried of the outer step before, for the same inner problem; empty: none
+  Tensors carried = {};  // Hypergradient::carried of the outer step before, for the same inner problem; empty: none
 
   const Batch& batch_of_hvps() const { return hvp_batch ? *hvp_batch : inner_batch; }
   const Batch& batch_of_cross_product() const { return cross_batch ? *cross_batch : inner_batch; }

@@ -1,5 +1,5 @@
-// A batch of m samples, drawn from a step's batch, has weights w_i/m, so that SᵀS of its scores estimates the Fisher information of all
-// samples without bias; the tracker takes the mean over steps.
+// A batch of m samples, drawn from a step's batch, has weights w_i/m, so that SᵀS of its scores estimates the Fisher information
+// of all samples without bias; the tracker takes the mean over steps.
 //
 // Beside the likelihood a ridge λ is in the Hessian, and what the inner rule adds to the gradient: with r̂ as in optimality.h,
 // ∂y r̂ = F + diag(λ + shift).
@@ -83,7 +83,8 @@ TrajectoryPolicy Fisher::trajectory() const {
 std::vector<std::string> Fisher::objections(const Problem& problem, const InnerSolver& solver) const {
   if (!problem.has_inner_likelihood() || problem.inner_samples() == 0) {
     return {
-        "\"fisher\" needs an inner loss that is a negative log-likelihood of samples (Problem::has_inner_likelihood), and this problem "
+        "\"fisher\" needs an inner loss that is a negative log-likelihood of samples (Problem::has_inner_likelihood), and this "
+        "problem "
         "does not offer it as one. Use estimator = \"implicit\"."};
   }
   std::vector<std::string> objections = object_to_parts_beyond_the_inner_problem(problem, solver);
@@ -135,7 +136,8 @@ Hypergradient Fisher::estimate(const EstimatorInput& in) const {
   const at::Tensor ridge = optimum.jvp_y(at::ones_like(outer.y)) + (options_.damping + in.damping);
   if (!optimum.symmetric() || !ridge.gt(0).all().item<bool>()) {
     demote(h, Grade::kBad,
-           "What stands beside the likelihood in the inner problem is no positive ridge for each weight: give damping, or a smaller step "
+           "What stands beside the likelihood in the inner problem is no positive ridge for each weight: give damping, or a "
+           "smaller step "
            "where a decoupled decay is far from rest.");
     check_finite(h, in.solution);
     return h;
@@ -147,9 +149,11 @@ Hypergradient Fisher::estimate(const EstimatorInput& in) const {
   if (positive) h.q = inverse->solve(outer.y, ridge);
   h.carried = inverse->state();
   h.value = outer.x - optimum.vjp(h.q).x;
-  h.message = fmt::format("The Fisher information of {} scores along {} inner steps stands for the Hessian; no product with the Hessian.",
-                          scores.size() * static_cast<size_t>(scores.front().size(0)), in.solution.trajectory ? scores.size() : 0);
-  if (!positive) demote(h, Grade::kBad, "The smoothed Fisher information is not positive definite to rounding: give more damping.");
+  h.message =
+      fmt::format("The Fisher information of {} scores along {} inner steps stands for the Hessian; no product with the Hessian.",
+                  scores.size() * static_cast<size_t>(scores.front().size(0)), in.solution.trajectory ? scores.size() : 0);
+  if (!positive)
+    demote(h, Grade::kBad, "The smoothed Fisher information is not positive definite to rounding: give more damping.");
   check_finite(h, in.solution);
   return h;
 }

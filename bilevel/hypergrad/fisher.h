@@ -12,7 +12,8 @@ namespace bilevel {
 
 struct FisherOptions {
   enum class Form { kWindow, kDense };
-  Form form = Form::kWindow;         // the last scores (WindowedInverse), or a smoothed mean, its inverse [dy, dy] kept (SmoothedInverse)
+  Form form =
+      Form::kWindow;  // the last scores (WindowedInverse), or a smoothed mean, its inverse [dy, dy] kept (SmoothedInverse)
   Labels labels = Labels::kSampled;  // the data's own make it wrong where they are wrong
   int64_t scores = 8;                // samples of an inner step's batch that give a score; 0: all of them
   int64_t steps = 40;                // along the last so many inner steps; 0: at the y that was reached alone
@@ -24,18 +25,18 @@ struct FisherOptions {
 /// Keys: form = "window" | "dense", labels = "sampled" | "observed" | "enumerated", scores, steps, window, smoothing, damping.
 void read(Section& section, FisherOptions& options);
 
-/// Natural hypergradient descent (Kong, Chen, Zhang & Mou 2026): the implicit hypergradient with the Fisher information of the inner
-/// likelihood in place of the Hessian,
+/// Natural hypergradient descent (Kong, Chen, Zhang & Mou 2026): the implicit hypergradient with the Fisher information of the
+/// inner likelihood in place of the Hessian,
 ///
 ///     ∂x f − (∂x∂y g)ᵀ q,   (diag(λ + δ) + mean of SᵀS) q = ∂y f,
 ///
 /// where the rows of S are scores √w_i ∂y ℓ_i of single samples (Oracle::scores), taken at the points that the inner solve went
-/// through, λ is the ridge and δ the damping. No product with the Hessian and no iterative solve: a few scores for each inner step, and
-/// one cross product. A warm start carries S, or the inverse, on to the next outer step.
+/// through, λ is the ridge and δ the damping. No product with the Hessian and no iterative solve: a few scores for each inner
+/// step, and one cross product. A warm start carries S, or the inverse, on to the next outer step.
 ///
-/// The Fisher information is the Hessian at the optimum of a model that is right, and the Gauss–Newton matrix everywhere: exact for
-/// generalised linear models. What is left is the error of the scores, of the weights and points that they belong to, and, with
-/// the data's own labels, that of the labels. For problems with an inner likelihood; a rule's weight decay counts as ridge.
+/// The Fisher information is the Hessian at the optimum of a model that is right, and the Gauss–Newton matrix everywhere: exact
+/// for generalised linear models. What is left is the error of the scores, of the weights and points that they belong to, and,
+/// with the data's own labels, that of the labels. For problems with an inner likelihood; a rule's weight decay counts as ridge.
 class Fisher final : public Estimator {
  public:
   explicit Fisher(FisherOptions options = {});

@@ -310,8 +310,12 @@ class Unpenalised final : public TestProblem {
     outer_layout_ = base_.outer_layout(), inner_layout_ = base_.inner_layout();
     x0_ = base_.initial_outer(), y0_ = base_.initial_inner(x0_, 0);
   }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.inner_loss(x, y, b); }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.outer_loss(x, y, b); }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.inner_loss(x, y, b);
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.outer_loss(x, y, b);
+  }
   int64_t inner_samples() const override { return base_.inner_samples(); }
   at::Tensor inner_outputs(const at::Tensor& y, const Batch& b) const override { return base_.inner_outputs(y, b); }
   bool has_inner_likelihood() const override { return true; }

@@ -51,8 +51,8 @@ at::Tensor products(Linearization& linearization, const at::Tensor& dy) {
 }
 
 // ∂h_t/∂x, row i by x_i: [dx, 1] of a scalar, [dx, dy] of a vector; zeros like h where x determines none.
-Tensors hyperparameters_block(const RuleSolver& solver, const SolveContext& context, const Problem& problem, int64_t t, const Tensors& h,
-                              const at::Tensor& unit) {
+Tensors hyperparameters_block(const RuleSolver& solver, const SolveContext& context, const Problem& problem, int64_t t,
+                              const Tensors& h, const at::Tensor& unit) {
   Tensors block;
   if (!problem.has_rule_hyperparameters()) {
     for (const at::Tensor& value : h) block.push_back(at::zeros_like(value));
@@ -120,9 +120,10 @@ std::vector<std::string> Forward::objections(const Problem& problem, const Inner
                     dx, options_.max_columns, 2 * dx));
   }
   const int64_t item = problem.initial_outer().element_size();
-  // dy, dg and two in the making, what the rule's derivative has at hand, and for each slot of state the old, the new and two more
-  const double bytes = static_cast<double>(6 + 4 * rule_solver->rule().slots()) * static_cast<double>(dx) * static_cast<double>(dy) *
-                       static_cast<double>(item);
+  // dy, dg and two in the making, what the rule's derivative has at hand, and for each slot of state the old, the new and two
+  // more
+  const double bytes = static_cast<double>(6 + 4 * rule_solver->rule().slots()) * static_cast<double>(dx) *
+                       static_cast<double>(dy) * static_cast<double>(item);
   if (bytes > static_cast<double>(options_.budget)) {
     objections.push_back(fmt::format(
         "Forward mode holds the derivative of y by x, {} × {} numbers, and with its state and workspace that takes {}, more than "

@@ -18,9 +18,9 @@ void read(Section& section, ForwardOptions& options);
 ///   dy' = ∂Φ/∂(y, s, g, h) · (dy, ds, H dy + ∂x∂y g, ∂h/∂x),   ∇F_T = ∂x f + dy_Tᵀ ∂y f
 ///
 /// The same number as `unrolled` to rounding, in memory that does not depend on T: dx vectors like y for dy, as many for each
-/// tensor of the rule's state, and a few times that while a step is made. Costs 2 dx products at each step, and goes through the solve
-/// once more, from its start. A column costs no product with ∂y r until it has begun, so that K windows of a shared step size cost
-/// K/2 products a step (Micaelli & Storkey 2021). For a handful of hyperparameters and long inner runs.
+/// tensor of the rule's state, and a few times that while a step is made. Costs 2 dx products at each step, and goes through the
+/// solve once more, from its start. A column costs no product with ∂y r until it has begun, so that K windows of a shared step
+/// size cost K/2 products a step (Micaelli & Storkey 2021). For a handful of hyperparameters and long inner runs.
 class Forward final : public Estimator {
  public:
   explicit Forward(ForwardOptions options = {});

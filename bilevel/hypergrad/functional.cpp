@@ -20,8 +20,8 @@
 namespace bilevel {
 namespace {
 
-constexpr double kAlike = 0.5;          // a cosine with the closed form below which the adjoint points elsewhere
-constexpr double kSolvedHead = 1e-6;    // relative residual of a singular head's system that has a solution all the same
+constexpr double kAlike = 0.5;        // a cosine with the closed form below which the adjoint points elsewhere
+constexpr double kSolvedHead = 1e-6;  // relative residual of a singular head's system that has a solution all the same
 
 /// The inner problem without its loss: what the solver adds to r by itself is left.
 class NoLoss final : public Linearization {
@@ -55,7 +55,8 @@ at::Tensor point(const Problem& problem, const at::Tensor& x, double phase) {
   return y + 0.1 * at::sin(phase + at::arange(1, y.size(0) + 1, y.options()));
 }
 
-// Elements of x that ∂x g depends on y for, but not by way of its outputs, nor of the `own` weights beside them (undefined: none).
+// Elements of x that ∂x g depends on y for, but not by way of its outputs, nor of the `own` weights beside them (undefined:
+// none).
 at::Tensor beside_the_outputs(const Problem& problem, const at::Tensor& own) {
   const at::Tensor x = problem.initial_outer(), one = point(problem, x, 0), other = point(problem, x, 1);
   const Batch batch;
@@ -82,10 +83,8 @@ std::vector<std::string> FunctionalOptions::violations() const {
 }
 
 void read(Section& section, FunctionalOptions& options) {
-  std::string adjoint = options.adjoint == FunctionalOptions::Adjoint::kHead ? "head" : "network";
-  section.read_choice("adjoint", adjoint, {"head", "network"});
-  options.adjoint = adjoint == "head" ? FunctionalOptions::Adjoint::kHead : FunctionalOptions::Adjoint::kNetwork;
-  if (adjoint == "head") {
+  section.read_choice("adjoint", options.adjoint, {"head", "network"});
+  if (options.adjoint == FunctionalOptions::Adjoint::kHead) {
     section.read("damping", options.damping);
   } else {
     section.read("adjoint_steps", options.adjoint_steps);
@@ -101,30 +100,35 @@ Functional::Functional(FunctionalOptions options) : options_(options) {
 std::vector<std::string> Functional::objections(const Problem& problem, const InnerSolver& solver) const {
   if (problem.has_optimality_map() || !problem.has_outputs() || !problem.has_outer_outputs()) {
     return {
-        "\"functional\" needs losses of a model's outputs on both levels (Problem::has_outputs, Problem::has_outer_outputs), which this "
+        "\"functional\" needs losses of a model's outputs on both levels (Problem::has_outputs, Problem::has_outer_outputs), "
+        "which this "
         "problem does not offer. Use estimator = \"implicit\"."};
   }
   if (!solver.stops_at_stationarity()) {
-    return {fmt::format("Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to "
-                        "differentiate. Use amsgrad = false, or estimator = \"unrolled\".",
-                        solver.name())};
+    return {
+        fmt::format("Where the inner rule \"{}\" stops depends on the way there, so there is no optimality condition to "
+                    "differentiate. Use amsgrad = false, or estimator = \"unrolled\".",
+                    solver.name())};
   }
   std::vector<std::string> objections = object_to_parts_beyond_the_inner_loss(problem, name());
   if (!objections.empty()) return objections;
   const bool head = options_.adjoint == FunctionalOptions::Adjoint::kHead;
   if (head && !problem.output_layer()) {
     return {
-        "adjoint = \"head\" needs the features of a linear last layer (Problem::output_layer), which this problem does not offer. Use "
+        "adjoint = \"head\" needs the features of a linear last layer (Problem::output_layer), which this problem does not "
+        "offer. Use "
         "adjoint = \"network\"."};
   }
   const at::Tensor blind =
-      beside_the_outputs(problem, head ? output_layer_positions(problem).to(problem.initial_outer().device()) : at::Tensor()).nonzero();
+      beside_the_outputs(problem, head ? output_layer_positions(problem).to(problem.initial_outer().device()) : at::Tensor())
+          .nonzero();
   if (blind.size(0) > 0) {
-    objections.push_back(fmt::format(
-        "{} of {} elements of x, {} among them, move the inner problem beside the model's outputs alone (a weight decay{}), where the "
-        "functional derivative is zero. Use estimator = \"implicit\".",
-        blind.size(0), problem.outer_layout().size(), problem.outer_layout().element_name(blind[0].item<int64_t>()),
-        head ? " of other layers than the last" : ""));
+    objections.push_back(
+        fmt::format("{} of {} elements of x, {} among them, move the inner problem beside the model's outputs alone (a weight "
+                    "decay{}), where the "
+                    "functional derivative is zero. Use estimator = \"implicit\".",
+                    blind.size(0), problem.outer_layout().size(), problem.outer_layout().element_name(blind[0].item<int64_t>()),
+                    head ? " of other layers than the last" : ""));
   }
   return objections;
 }
@@ -141,13 +145,16 @@ at::Tensor Functional::head(const EstimatorInput& in, OutputSpace& space, Hyperg
   A.apply = [&](const at::Tensor& v) { return v.dim() == 2 ? v.mm(system.matrix) : system.matrix.mv(v); };
   const LinearResult linear = Dense({.damping = options_.damping + in.damping, .max_dim = A.dim}).solve(A, -system.linear, {});
   h.certificate.relative_residual = linear.relative_residual;
-  h.message = fmt::format("The adjoint is a head of {} weights on the last layer's features; its equations are left a relative residual of "
-                          "{:.2e}.",
-                          A.dim, linear.relative_residual);
+  h.message = fmt::format(
+      "The adjoint is a head of {} weights on the last layer's features; its equations are left a relative residual of "
+      "{:.2e}.",
+      A.dim, linear.relative_residual);
   if (linear.status == Status::kSingular && linear.relative_residual < kSolvedHead) {
-    demote(h, Grade::kWarn, "The last layer's features are linearly dependent, and the smallest head was taken; a damping would say so.");
+    demote(h, Grade::kWarn,
+           "The last layer's features are linearly dependent, and the smallest head was taken; a damping would say so.");
   } else if (failed(linear.status)) {
-    demote(h, Grade::kBad, fmt::format("The equations of the adjoint's head cannot be solved: {} Raise damping.", linear.message));
+    demote(h, Grade::kBad,
+           fmt::format("The equations of the adjoint's head cannot be solved: {} Raise damping.", linear.message));
   }
   return linear.solution;
 }
@@ -175,10 +182,12 @@ void Functional::compare(const EstimatorInput& in, OutputSpace& space, const at:
   h.certificate.adjoint_cosine = cosine;
   h.message += fmt::format(" Its cosine with the closed form on the last layer's features is {:.3f}.", cosine);
   if (cosine < kAlike) {
-    demote(h, Grade::kWarn,
-           fmt::format("The adjoint network has a cosine of {:.2f} with the closed form on the last layer's features: it lags behind. More "
-                       "adjoint_steps, or a larger adjoint_lr, would help.",
-                       cosine));
+    demote(
+        h, Grade::kWarn,
+        fmt::format(
+            "The adjoint network has a cosine of {:.2f} with the closed form on the last layer's features: it lags behind. More "
+            "adjoint_steps, or a larger adjoint_lr, would help.",
+            cosine));
   }
 }
 

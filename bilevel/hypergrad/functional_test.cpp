@@ -42,9 +42,11 @@ Hypergradient at_point(const Functional& functional, const Problem& problem, con
   return functional.estimate(input);
 }
 
-/// Instrumental regression over five instruments: h is any function on them, one number each, and f_x any function of five treatments
+/// Instrumental regression over five instruments: h is any function on them, one number each, and f_x any function of five
+/// treatments
 ///
-///   g = mean over the inner samples of c_i ½ (h(s_i) − x(r_i))²,   f = mean over the outer ones of cosh(h(s_j) − t_j) + ½ 0.1 ‖x‖²
+///   g = mean over the inner samples of c_i ½ (h(s_i) − x(r_i))²,   f = mean over the outer ones of cosh(h(s_j) − t_j) + ½ 0.1
+///   ‖x‖²
 ///
 /// Inner and outer samples meet the instruments in different proportions. With N, M the shares of an instrument,
 ///
@@ -86,9 +88,7 @@ class Instruments final : public TestProblem {
     return outer_loss_of_outputs(x, y, outer_outputs(y, b), b);
   }
 
-  at::Tensor solution(const at::Tensor& x) const {
-    return sums(s_, c_ * x.index_select(0, r_)) / sums(s_, c_);
-  }
+  at::Tensor solution(const at::Tensor& x) const { return sums(s_, c_ * x.index_select(0, r_)) / sums(s_, c_); }
   at::Tensor F(const at::Tensor& x) const { return outer_loss(x, solution(x), {}); }
   /// a* with the samples' roles as they are or, `swapped`, with the slope at the inner and the curvature at the outer ones.
   at::Tensor adjoint(const at::Tensor& y) const {
@@ -258,12 +258,18 @@ TEST(Functional, DoesNotDependOnFeaturesThatSayTheSameTwice) {
     at::Tensor inner_outputs(const at::Tensor& y, const Batch& b) const override { return base_.inner_outputs(once(y), b); }
     at::Tensor outer_outputs(const at::Tensor& y, const Batch& b) const override { return base_.outer_outputs(once(y), b); }
     std::optional<OutputLayer> output_layer() const override { return OutputLayer{"h", ""}; }
-    at::Tensor inner_features(const at::Tensor& y, const Batch& b) const override { return base_.inner_features(y, b).repeat({2, 1}); }
-    at::Tensor outer_features(const at::Tensor& y, const Batch& b) const override { return base_.outer_features(y, b).repeat({2, 1}); }
-    at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z, const Batch& b) const override {
+    at::Tensor inner_features(const at::Tensor& y, const Batch& b) const override {
+      return base_.inner_features(y, b).repeat({2, 1});
+    }
+    at::Tensor outer_features(const at::Tensor& y, const Batch& b) const override {
+      return base_.outer_features(y, b).repeat({2, 1});
+    }
+    at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z,
+                                     const Batch& b) const override {
       return base_.inner_loss_of_outputs(x, y, z, b);
     }
-    at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z, const Batch& b) const override {
+    at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z,
+                                     const Batch& b) const override {
       return base_.outer_loss_of_outputs(x, y, z, b);
     }
     at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {

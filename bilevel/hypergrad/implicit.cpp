@@ -105,19 +105,21 @@ std::vector<std::string> Implicit::objections(const Problem& problem, const Inne
         options_.gauss_newton ? "curvature = \"hessian\", with damping where it is indefinite" : "on_indefinite = \"damp\""));
   }
   if (problem.has_optimality_map() && !problem.optimality_map_is_symmetric() && needs_symmetric(solver_->name())) {
-    objections.push_back(fmt::format(
-        "This problem's optimality map has no symmetric derivative, and the linear solver \"{}\" needs one. Use solver = \"gmres\", "
-        "\"bicgstab\" or \"normal-cg\", or \"dense\" where y is small.",
-        solver_->name()));
+    objections.push_back(
+        fmt::format("This problem's optimality map has no symmetric derivative, and the linear solver \"{}\" needs one. Use "
+                    "solver = \"gmres\", "
+                    "\"bicgstab\" or \"normal-cg\", or \"dense\" where y is small.",
+                    solver_->name()));
   }
   if (options_.precondition_by_rule) {
     const at::Tensor y = problem.initial_inner(problem.initial_outer(), 0).detach();
     const auto* rule = dynamic_cast<const RuleSolver*>(&solver);
     if (rule == nullptr || !rule->rule().preconditioner(rule->rule().fresh_state(y), 1).defined()) {
-      objections.push_back(fmt::format(
-          "precondition = \"rule\" takes what an adaptive inner rule such as \"adam\" has learned of the curvature, and \"{}\" learns "
-          "nothing. Use precondition = \"diagonal\".",
-          solver.name()));
+      objections.push_back(
+          fmt::format("precondition = \"rule\" takes what an adaptive inner rule such as \"adam\" has learned of the curvature, "
+                      "and \"{}\" learns "
+                      "nothing. Use precondition = \"diagonal\".",
+                      solver.name()));
     }
   }
   return objections;
@@ -139,9 +141,10 @@ Implicit::Conditions Implicit::conditions(const EstimatorInput& in, Linearizatio
   at.free = at.moved ? at.moved.get() : &given;
   if (problem.has_inner_constraints()) {
     const at::Tensor& step = in.solution.step_size;
-    const KinkTolerance tolerance{.relative = options_.kink_tolerance > 0 ? options_.kink_tolerance : KinkTolerance::of(in.x.scalar_type()),
-                                  .stationarity = in.solution.stationarity,
-                                  .step = step.defined() ? step.max().item<double>() : 0.0};
+    const KinkTolerance tolerance{
+        .relative = options_.kink_tolerance > 0 ? options_.kink_tolerance : KinkTolerance::of(in.x.scalar_type()),
+        .stationarity = in.solution.stationarity,
+        .step = step.defined() ? step.max().item<double>() : 0.0};
     at.active = std::make_unique<ActiveSet>(problem, in.x, in.solution.y, *at.free, tolerance);
   }
   return at;
@@ -172,8 +175,8 @@ Operator Implicit::matrix(const EstimatorInput& in, const Conditions& at, bool g
     A.apply_transposed = on_free(forward);
   }
   if (takes_fresh_batches(in)) {
-    const auto plan = std::make_shared<BatchPlan>(BatchPlan::shuffled(in.oracle.problem().inner_samples(), in.hvp_batch->samples.numel(),
-                                                                      Stream(in.hvp_batch->seed, "linear solve")));
+    const auto plan = std::make_shared<BatchPlan>(BatchPlan::shuffled(
+        in.oracle.problem().inner_samples(), in.hvp_batch->samples.numel(), Stream(in.hvp_batch->seed, "linear solve")));
     A.apply_batch = [&in, on_free, plan, gauss_newton](const at::Tensor& v, int64_t k) {
       Batch batch = *in.hvp_batch;
       batch.samples = plan->samples(k);
@@ -247,15 +250,17 @@ Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linear
   if (!at.free->symmetric() && !options_.gauss_newton && needs_symmetric(solver_->name())) {
     h.q = at::zeros_like(outer.y);
     demote(h, Grade::kBad,
-           fmt::format("What the inner solver \"{}\" drives to zero has no symmetric derivative at this y, which is not at rest, and {} "
-                       "needs one: more inner steps, or solver = \"gmres\", would help.",
-                       in.solver.name(), solver_->name()));
+           fmt::format(
+               "What the inner solver \"{}\" drives to zero has no symmetric derivative at this y, which is not at rest, and {} "
+               "needs one: more inner steps, or solver = \"gmres\", would help.",
+               in.solver.name(), solver_->name()));
     return h;
   }
   std::string fallback;
   const LinearResult linear = solve(in, at, at.project(outer.y), fallback);
 
-  if (options_.gauss_newton || fallback.starts_with("Gauss")) h.certificate.bias = "Gauss–Newton's curvature stands for the Hessian";
+  if (options_.gauss_newton || fallback.starts_with("Gauss"))
+    h.certificate.bias = "Gauss–Newton's curvature stands for the Hessian";
   h.q = linear.solution;
   // What the coordinates that do not move owe to x follows from those that do.
   if (at.active) {
@@ -275,12 +280,14 @@ Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linear
   check_finite(h, in.solution);
   if (at.active && !at.active->kink().empty()) demote(h, Grade::kBad, at.active->kink());
   if (at.active && !at.active->doubt().empty()) demote(h, Grade::kWarn, at.active->doubt());
-  if (failed(linear.status)) demote(h, Grade::kBad, linear_failure(linear, solver_->name(), options_.gauss_newton) + tried(fallback));
+  if (failed(linear.status))
+    demote(h, Grade::kBad, linear_failure(linear, solver_->name(), options_.gauss_newton) + tried(fallback));
   if (!fallback.empty()) {
-    demote(h, Grade::kWarn,
-           fmt::format("{} met negative curvature, and {}: a relative residual of {:.2e} after {} products. y is no minimum of the "
-                       "inner problem yet; more inner steps would help.",
-                       solver_->name(), fallback, linear.relative_residual, linear.iterations));
+    demote(
+        h, Grade::kWarn,
+        fmt::format("{} met negative curvature, and {}: a relative residual of {:.2e} after {} products. y is no minimum of the "
+                    "inner problem yet; more inner steps would help.",
+                    solver_->name(), fallback, linear.relative_residual, linear.iterations));
   }
   if (linear.relative_residual > options_.residual_warning) {
     demote(

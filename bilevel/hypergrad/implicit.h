@@ -38,10 +38,10 @@ void read(Section& section, ImplicitOptions& options);
 ///   ∂x f − (∂x r)ᵀ q,   (∂y r)ᵀ q = ∂y f
 ///
 /// at the y that was reached, where r is what the inner solver drives to zero: ∂y g or the problem's own optimality map, with the
-/// rule's weight decay (hypergrad/optimality.h), and on the active set where y is constrained (hypergrad/active_set.h). The linear
-/// system is solved by products with ∂y r, never formed (`dense` forms it, for small problems). Neumann's and Richardson's scale is
-/// the inner step size unless given. BAD where the linear solve failed, and where y*(x) has a kink; the message names the remedies.
-/// Refuses inner solvers of which nothing says where they stop.
+/// rule's weight decay (hypergrad/optimality.h), and on the active set where y is constrained (hypergrad/active_set.h). The
+/// linear system is solved by products with ∂y r, never formed (`dense` forms it, for small problems). Neumann's and Richardson's
+/// scale is the inner step size unless given. BAD where the linear solve failed, and where y*(x) has a kink; the message names
+/// the remedies. Refuses inner solvers of which nothing says where they stop.
 class Implicit final : public Estimator {
  public:
   /// `minres` is the solver for on_indefinite = kMinres, and not needed otherwise.

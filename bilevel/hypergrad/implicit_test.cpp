@@ -211,8 +211,7 @@ TEST(Implicit, SolvesByFreshBatchesWhereTheSolverIsSgd) {
     in.hvp_batch->samples = at::arange(5, at::kLong);
     return estimator.estimate(in).value;
   };
-  const at::Tensor fresh =
-      with(Implicit(std::make_unique<SgdSolver>(SgdSolverOptions{.iterations = 3000, .scale = 0.02})));
+  const at::Tensor fresh = with(Implicit(std::make_unique<SgdSolver>(SgdSolverOptions{.iterations = 3000, .scale = 0.02})));
   EXPECT_LT(relative_error(fresh, expected), 0.05);
   EXPECT_GT(relative_error(with(cg(30)), expected), 0.2);
 }

@@ -34,8 +34,7 @@ class DenseInverse final : public InnerInverse {
 
 class CgInverse final : public InnerInverse {
  public:
-  CgInverse(const InnerPlace& place, Problem::Preconditioner precondition, int64_t products)
-      : products_(products) {
+  CgInverse(const InnerPlace& place, Problem::Preconditioner precondition, int64_t products) : products_(products) {
     A_.dim = place.y.size(0);
     A_.apply = [&place](const at::Tensor& v) { return place.jvp_y(v); };
     A_.precondition = std::move(precondition);
@@ -105,7 +104,8 @@ void InnerNewton::renew() {
     if (place_->symmetric() && std::isfinite(J_.abs().sum().item<double>())) {
       std::tie(eigenvalues_, eigenvectors_) = at::linalg_eigh(J_, "L");
       const double largest = eigenvalues_.abs().max().item<double>();
-      const at::Tensor flat = eigenvalues_.abs().le(4 * rounding_unit(place_->y) * std::sqrt(static_cast<double>(J_.size(0))) * largest);
+      const at::Tensor flat =
+          eigenvalues_.abs().le(4 * rounding_unit(place_->y) * std::sqrt(static_cast<double>(J_.size(0))) * largest);
       if (largest > 0 && flat.any().item<bool>()) {
         const at::Tensor N = eigenvectors_.index_select(1, flat.nonzero().squeeze(1));
         if (is_idle(N)) {

@@ -19,8 +19,10 @@ class InnerPlace {
   at::Tensor jvp_x(const at::Tensor& u) const { return linearization().jvp_x(u); }
   Vjp vjp(const at::Tensor& w) const { return linearization().vjp(w); }
   bool symmetric() const { return linearization().symmetric(); }
-  at::Tensor matrix() const;            // ∂y r [dy, dy] in double
-  at::Tensor linearized_r() const { return linearization().residual(); }  // as the linearization has it: the same as r to rounding
+  at::Tensor matrix() const;  // ∂y r [dy, dy] in double
+  at::Tensor linearized_r() const {
+    return linearization().residual();
+  }  // as the linearization has it: the same as r to rounding
 
   const at::Tensor x, y;
   at::Tensor r;
@@ -60,13 +62,14 @@ class InnerNewton {
   const InnerInverse& inverse() const { return *inverse_; }
   /// Makes `inverse` that of `place()`.
   void renew();
-  // Dense and symmetric, of the last renewal: the eigenvalues, rising, and vectors (columns). Undefined where they are not finite.
+  // Dense and symmetric, of the last renewal: the eigenvalues, rising, and vectors (columns). Undefined where they are not
+  // finite.
   const at::Tensor& eigenvalues() const { return eigenvalues_; }
   const at::Tensor& eigenvectors() const { return eigenvectors_; }
   const at::Tensor& matrix() const { return J_; }  // dense: of the last renewal
-  /// Directions [dy, k] without curvature along which nothing happens: neither r, nor what it owes to x, nor f. Such are the common
-  /// shift of all biases of a softmax, and weights of features that are always zero. The dense inverse leaves them alone; undefined:
-  /// none.
+  /// Directions [dy, k] without curvature along which nothing happens: neither r, nor what it owes to x, nor f. Such are the
+  /// common shift of all biases of a softmax, and weights of features that are always zero. The dense inverse leaves them alone;
+  /// undefined: none.
   const at::Tensor& idle() const { return idle_; }
   bool is_idle(const at::Tensor& directions) const;
   double rounding_of_r() const { return sigma_; }  // at place()

@@ -37,19 +37,22 @@ Moreau::Moreau(std::unique_ptr<LinearSolver> solver, MoreauOptions options) : so
 std::vector<std::string> Moreau::objections(const Problem& problem, const InnerSolver& solver) const {
   std::vector<std::string> found = object_to_constraints(problem, name());
   if (problem.has_optimality_map()) {
-    found.push_back("\"moreau\" adds a distance to the inner loss, and this problem gives an optimality map. Use estimator = \"implicit\".");
+    found.push_back(
+        "\"moreau\" adds a distance to the inner loss, and this problem gives an optimality map. Use estimator = \"implicit\".");
   }
   if (problem.has_rule_hyperparameters()) {
     found.push_back(
-        "Parts of x feed the update rule, and \"moreau\" takes the inner solve for a proximal step, whatever the rule. Use estimator = "
+        "Parts of x feed the update rule, and \"moreau\" takes the inner solve for a proximal step, whatever the rule. Use "
+        "estimator = "
         "\"unrolled\".");
   }
   const auto* rule = dynamic_cast<const RuleSolver*>(&solver);
   if (options_.gamma == 0 && (rule == nullptr || rule->name() != "sgd")) {
-    found.push_back(fmt::format(
-        "\"moreau\" takes step size × steps of plain gradient descent for gamma, and the inner solver is \"{}\": give gamma, the length of "
-        "the way in units of the gradient.",
-        solver.name()));
+    found.push_back(
+        fmt::format("\"moreau\" takes step size × steps of plain gradient descent for gamma, and the inner solver is \"{}\": "
+                    "give gamma, the length of "
+                    "the way in units of the gradient.",
+                    solver.name()));
   }
   return found;
 }
@@ -79,7 +82,8 @@ Hypergradient Moreau::estimate(const EstimatorInput& in) const {
   };
   LinearResult linear = solve();
   int64_t halvings = 0;
-  for (; halvings < options_.halvings && (linear.status == Status::kDiverged || linear.status == Status::kNonFinite); ++halvings) {
+  for (; halvings < options_.halvings && (linear.status == Status::kDiverged || linear.status == Status::kNonFinite);
+       ++halvings) {
     step /= 2;
     linear = solve();
   }
@@ -94,30 +98,35 @@ Hypergradient Moreau::estimate(const EstimatorInput& in) const {
   h.certificate.relative_residual = linear.relative_residual;
   h.certificate.bias = "a proximal step stands for the inner solve";
   h.certificate.bound_reason = "No bound: how far the inner solve is from a proximal step is not known.";
-  h.message = fmt::format("{} left a relative residual of {:.2e} after {} products; γ = {:.3g}.", solver_->name(), linear.relative_residual,
-                          linear.iterations, gamma);
+  h.message = fmt::format("{} left a relative residual of {:.2e} after {} products; γ = {:.3g}.", solver_->name(),
+                          linear.relative_residual, linear.iterations, gamma);
   if (in.start.y.defined()) {
     const at::Tensor pull = (y - in.start.y) / gamma;
     const double miss = ((linearization->residual() + pull).norm() / pull.norm()).item<double>();
-    h.message += fmt::format(" The proximal step would end where the loss pulls as far as the distance; {:.2g} of that is missing.", miss);
+    h.message +=
+        fmt::format(" The proximal step would end where the loss pulls as far as the distance; {:.2g} of that is missing.", miss);
   }
   check_finite(h, in.solution);
   if (linear.status == Status::kIndefinite) {
     demote(h, Grade::kBad,
-           fmt::format("H + I/γ is not positive definite at γ = {:.3g}: y has no proximal step of that length. A smaller gamma would be right.",
+           fmt::format("H + I/γ is not positive definite at γ = {:.3g}: y has no proximal step of that length. A smaller gamma "
+                       "would be right.",
                        gamma));
   } else if (failed(linear.status)) {
     demote(h, Grade::kBad,
-           fmt::format("The linear solve ({}) failed ({}): {} The step was halved {} times. A smaller gamma, or solver = \"cg\", would help.",
+           fmt::format("The linear solve ({}) failed ({}): {} The step was halved {} times. A smaller gamma, or solver = \"cg\", "
+                       "would help.",
                        solver_->name(), to_string(linear.status), linear.message, halvings));
   } else if (halvings > 0) {
     demote(h, Grade::kWarn,
-           fmt::format("The fixed point ({}) diverged until its step was halved {} times, to {:.2g} γ; solver = \"cg\" needs no step.",
-                       solver_->name(), halvings, step / gamma));
+           fmt::format(
+               "The fixed point ({}) diverged until its step was halved {} times, to {:.2g} γ; solver = \"cg\" needs no step.",
+               solver_->name(), halvings, step / gamma));
   } else if (linear.relative_residual > 0.1) {
-    demote(h, Grade::kWarn,
-           fmt::format("The linear solve ({}) left a relative residual of {:.2e} after {} products; more iterations would lower it.",
-                       solver_->name(), linear.relative_residual, linear.iterations));
+    demote(
+        h, Grade::kWarn,
+        fmt::format("The linear solve ({}) left a relative residual of {:.2e} after {} products; more iterations would lower it.",
+                    solver_->name(), linear.relative_residual, linear.iterations));
   }
   return h;
 }

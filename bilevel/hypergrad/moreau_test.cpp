@@ -180,7 +180,8 @@ TEST(Moreau, KeepsNoTrajectoryAndCountsItsProducts) {
 TEST(Moreau, RefusesWhatItCannotDifferentiate) {
   const RidgeProblem base;
   const Moreau automatic(cg()), given(cg(), {.gamma = 1.0});
-  EXPECT_THAT(automatic.objections(base, rule_solver({.kind = PlainRule::Kind::kAdam}, 5)), ::testing::ElementsAre(HasSubstr("gamma")));
+  EXPECT_THAT(automatic.objections(base, rule_solver({.kind = PlainRule::Kind::kAdam}, 5)),
+              ::testing::ElementsAre(HasSubstr("gamma")));
   EXPECT_TRUE(given.objections(base, rule_solver({.kind = PlainRule::Kind::kAdam}, 5)).empty());
   EXPECT_TRUE(automatic.objections(base, rule_solver({}, 5)).empty());
   const LearnedRuleProblem learned(base, 0.1);

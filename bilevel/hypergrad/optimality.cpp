@@ -86,7 +86,8 @@ class Composed final : public Linearization {
 
 }  // namespace
 
-Optimality optimality(const InnerSolver& solver, const Problem& problem, const at::Tensor& x, const at::Tensor& y, Linearization& r) {
+Optimality optimality(const InnerSolver& solver, const Problem& problem, const at::Tensor& x, const at::Tensor& y,
+                      Linearization& r) {
   const at::AutoGradMode grad_mode(true);
   const at::Tensor x_leaf = leaf(x), y_leaf = leaf(y), g = leaf(r.residual());
   const at::Tensor output = solver.residual(problem, x_leaf, y_leaf, g);

@@ -141,11 +141,12 @@ TEST(Optimality, DifferentiatesAKktSystem) {
 TEST(Optimality, DifferentiatesARootWithASymmetricDerivative) {
   const at::Tensor x = at::tensor({2.0, 10.0, -30.0}, at::kDouble), y = at::tensor({1.0, 2.0, -3.0}, at::kDouble);
   const at::Tensor b = at::tensor({1.0, -2.0, 5.0}, at::kDouble);
-  const FunctionProblem problem({.outer_loss = [b](const at::Tensor&, const at::Tensor& at_y) { return at_y.dot(b); },
-                                 .x0 = x,
-                                 .y0 = at::zeros({3}, at::kDouble),
-                                 .optimality_map = [](const at::Tensor& at_x, const at::Tensor& at_y) { return at_y.pow(3) + at_y - at_x; },
-                                 .symmetric = true});
+  const FunctionProblem problem(
+      {.outer_loss = [b](const at::Tensor&, const at::Tensor& at_y) { return at_y.dot(b); },
+       .x0 = x,
+       .y0 = at::zeros({3}, at::kDouble),
+       .optimality_map = [](const at::Tensor& at_x, const at::Tensor& at_y) { return at_y.pow(3) + at_y - at_x; },
+       .symmetric = true});
   const Hypergradient h = estimate(cg(), problem, sgd(0.03, 3000, 1e-12), x);
   EXPECT_LT(relative_error(h.value, b / (3 * y * y + 1)), 1e-11);
   EXPECT_EQ(h.grade, Grade::kOk) << h.message;
@@ -173,8 +174,12 @@ TEST(Optimality, DoesNotCallATurningIterationDiverged) {
 struct Regression {
   at::Tensor A = drawn("design", {12, 3}), T = drawn("targets", {12, 2}), d = drawn("goal", {3});
   at::Tensor x = at::tensor({0.8, -0.6}, at::kDouble);
-  at::Tensor g(const at::Tensor& at_x, const at::Tensor& y) const { return (A.mv(y) - T.mv(at_x) - 0.1 * T.mv(at_x).square()).square().mean() / 2; }
-  at::Tensor f(const at::Tensor& at_x, const at::Tensor& y) const { return (y - d).square().sum() / 2 + 0.3 * at_x.dot(at_x) * y[0]; }
+  at::Tensor g(const at::Tensor& at_x, const at::Tensor& y) const {
+    return (A.mv(y) - T.mv(at_x) - 0.1 * T.mv(at_x).square()).square().mean() / 2;
+  }
+  at::Tensor f(const at::Tensor& at_x, const at::Tensor& y) const {
+    return (y - d).square().sum() / 2 + 0.3 * at_x.dot(at_x) * y[0];
+  }
   FunctionProblem problem(double ridge = 0.0) const {
     return FunctionProblem(
         {.inner_loss = [this, ridge](const at::Tensor& at_x, const at::Tensor& y) { return g(at_x, y) + ridge / 2 * y.dot(y); },
@@ -210,7 +215,8 @@ TEST(Optimality, OfAdamIsThatOfTheLossAndOfItsWeightDecayTheRidge) {
   AdamRuleOptions decayed = calm;
   decayed.weight_decay = 0.1;
   const Hypergradient with_decay = estimate(cg(), plain, adam(decayed, 20000), regression.x);
-  EXPECT_LT(relative_error(with_decay.value, estimate(cg(), regression.problem(0.1), sgd(0.3, 5000, 1e-12), regression.x).value), 1e-8);
+  EXPECT_LT(relative_error(with_decay.value, estimate(cg(), regression.problem(0.1), sgd(0.3, 5000, 1e-12), regression.x).value),
+            1e-8);
 }
 
 TEST(Optimality, OfAdamwIsWhereItReallyStops) {
@@ -232,7 +238,8 @@ TEST(Optimality, OfAdamwIsWhereItReallyStops) {
     EXPECT_EQ(h.grade, Grade::kOk) << h.message;
   }
   EXPECT_GT(relative_error(estimate(cg(), plain, sgd(0.3, 5000, 1e-12), regression.x).value, expected), 0.01);
-  EXPECT_GT(relative_error(estimate(cg(), plain, sgd(0.3, 5000, 1e-12, {.weight_decay = 0.2}), regression.x).value, expected), 0.01);
+  EXPECT_GT(relative_error(estimate(cg(), plain, sgd(0.3, 5000, 1e-12, {.weight_decay = 0.2}), regression.x).value, expected),
+            0.01);
 }
 
 // The ridge of RidgeProblem, moved from the loss into the rule: one weight decay for each weight, determined by x.
@@ -258,14 +265,16 @@ TEST(Optimality, DifferentiatesAWeightDecayThatXDetermines) {
   EXPECT_TRUE(cg().objections(problem, solver).empty());
   const Hypergradient h = estimate(cg(), problem, solver, x);
   EXPECT_LT(relative_error(h.value, problem.ridge.hypergradient(x)), 1e-10);
-  EXPECT_LT(relative_error(h.q, at::linalg_solve(problem.ridge.hessian(x), outer_grad_y(problem, x, problem.ridge.solution(x)))), 1e-10);
+  EXPECT_LT(relative_error(h.q, at::linalg_solve(problem.ridge.hessian(x), outer_grad_y(problem, x, problem.ridge.solution(x)))),
+            1e-10);
   EXPECT_LT(h.direct.norm().item<double>(), 1e-15);
   EXPECT_EQ(h.grade, Grade::kOk) << h.message;
 }
 
 // Both sides of one Jacobian, for a scaled and for an unscaled map, and blocks.
 TEST(Optimality, IsALinearizationWithBothSidesAlike) {
-  const at::Tensor signs = at::tensor({1.0, -1.0, 0.9}, at::kDouble), M = at::eye(3, at::kDouble) + 0.1, x = at::tensor({1.0, 0.1}, at::kDouble);
+  const at::Tensor signs = at::tensor({1.0, -1.0, 0.9}, at::kDouble), M = at::eye(3, at::kDouble) + 0.1,
+                   x = at::tensor({1.0, 0.1}, at::kDouble);
   const FunctionProblem problem({.inner_loss =
                                      [&](const at::Tensor& at_x, const at::Tensor& y) {
                                        const at::Tensor e = y - 20 * signs * at_x[0];
@@ -309,13 +318,15 @@ TEST(Optimality, AdamsSecondMomentPreconditionsConjugateGradients) {
   const int64_t n = 30;
   const at::Tensor h = at::logspace(0, 4, n, 10, at::kDouble), A = 0.01 * drawn("coupling", {n, n}), d = drawn("d30", {n});
   const at::Tensor H = at::diag(h) + A.mm(A.t());
-  const FunctionProblem problem({.inner_loss = [&](const at::Tensor& x, const at::Tensor& y) { return y.dot(H.mv(y)) / 2 - y.dot(x * h); },
-                                 .outer_loss = [&](const at::Tensor&, const at::Tensor& y) { return (y - d).square().sum() / 2; },
-                                 .x0 = at::ones({n}, at::kDouble),
-                                 .y0 = at::zeros({n}, at::kDouble)});
+  const FunctionProblem problem(
+      {.inner_loss = [&](const at::Tensor& x, const at::Tensor& y) { return y.dot(H.mv(y)) / 2 - y.dot(x * h); },
+       .outer_loss = [&](const at::Tensor&, const at::Tensor& y) { return (y - d).square().sum() / 2; },
+       .x0 = at::ones({n}, at::kDouble),
+       .y0 = at::zeros({n}, at::kDouble)});
   const at::Tensor x = problem.initial_outer();
   const RuleSolver solver = adam({}, 20, 0.02);
-  const Hypergradient plain = estimate(cg(12), problem, solver, x), by_rule = estimate(cg(12, {.precondition_by_rule = true}), problem, solver, x);
+  const Hypergradient plain = estimate(cg(12), problem, solver, x),
+                      by_rule = estimate(cg(12, {.precondition_by_rule = true}), problem, solver, x);
   EXPECT_LT(*by_rule.certificate.relative_residual, 1e-8);
   EXPECT_GT(*plain.certificate.relative_residual, 1e-3);
   EXPECT_TRUE(cg(5, {.precondition_by_rule = true}).objections(problem, solver).empty());
@@ -330,8 +341,8 @@ struct Saddle : ::testing::Test {
   const at::Tensor H = hessian(problem, x, y), b = outer_grad_y(problem, x, y);
   const RuleSolver solver = sgd(0.1, 0);
   Hypergradient with(OnIndefinite on_indefinite) const {
-    return estimate(Implicit(std::make_unique<Cg>(CgOptions{.iterations = 200, .tolerance = 1e-12}), {.on_indefinite = on_indefinite},
-                             std::make_unique<Dense>(DenseOptions{})),
+    return estimate(Implicit(std::make_unique<Cg>(CgOptions{.iterations = 200, .tolerance = 1e-12}),
+                             {.on_indefinite = on_indefinite}, std::make_unique<Dense>(DenseOptions{})),
                     problem, solver, x);
   }
   at::Tensor value_of(const at::Tensor& q) const { return outer_grad_x(problem, x, y) - cross(problem, x, y).t().mv(q); }
@@ -384,7 +395,8 @@ TEST(Optimality, IsServedByEverySolverThatNeedsNoSymmetry) {
   const FunctionProblem problem = deq.problem();
   for (const char* solver : {"gmres", "bicgstab", "normal-cg", "dense"}) {
     const bool direct = std::string(solver) == "dense";
-    Section section = Config::parse(fmt::format("solver = \"{}\"\n{}", solver, direct ? "" : "iterations = 60\n"), "test.toml").root();
+    Section section =
+        Config::parse(fmt::format("solver = \"{}\"\n{}", solver, direct ? "" : "iterations = 60\n"), "test.toml").root();
     const auto estimator = make_estimator("implicit", section);
     EXPECT_TRUE(estimator->objections(problem, sgd(1.0, 500, 1e-14)).empty()) << solver;
     const Hypergradient h = estimate(*estimator, problem, sgd(1.0, 500, 1e-14), deq.x);
@@ -392,7 +404,9 @@ TEST(Optimality, IsServedByEverySolverThatNeedsNoSymmetry) {
     EXPECT_LT(relative_error(h.value, deq.gradient()), 1e-8) << solver;
   }
   Section neumann = Config::parse("solver = \"neumann\"\niterations = 200\n", "test.toml").root();
-  EXPECT_LT(relative_error(estimate(*make_estimator("implicit", neumann), problem, sgd(1.0, 500, 1e-14), deq.x).value, deq.gradient()), 1e-8);
+  EXPECT_LT(
+      relative_error(estimate(*make_estimator("implicit", neumann), problem, sgd(1.0, 500, 1e-14), deq.x).value, deq.gradient()),
+      1e-8);
 }
 
 }  // namespace

@@ -64,8 +64,9 @@ Hypergradient Penalty::estimate(const EstimatorInput& in) const {
   h.q = (minus - plus) * (options_.lambda / (options_.central ? 2 : 1));
   h.certificate.bias = "a finite penalty, and as many steps on the penalised losses, stand for the inverse Hessian";
   h.certificate.bound_reason = "No bound: how far the penalised losses are from their minima is not known.";
-  h.message = fmt::format("{} steps on each penalised loss, λ = {:.3g}; what a larger λ and more steps would change is not known.",
-                          options_.steps, options_.lambda);
+  h.message =
+      fmt::format("{} steps on each penalised loss, λ = {:.3g}; what a larger λ and more steps would change is not known.",
+                  options_.steps, options_.lambda);
   check_finite(h, in.solution);
   return h;
 }

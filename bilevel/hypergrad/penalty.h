@@ -22,8 +22,8 @@ void read(Section& section, PenaltyOptions& options);
 ///   central   ([∂x g + σ ∂x f](x, z₊) − [∂x g − σ ∂x f](x, z₋))/(2σ)        (F2SA-p, arXiv 2509.02937, p = 2)
 ///   forward   ∂x f(x, z₊) + λ (∂x g(x, z₊) − ∂x g(x, z₀))                    (F2SA, Kwon et al. 2023; V-PBGD, Shen & Chen 2023)
 ///
-/// First derivatives only: no product with H and none with ∂x∂y g. z are reached by K steps each from y, with the step size of the
-/// inner solve; both ways have the error of y in common, so that it drops out of the difference.
+/// First derivatives only: no product with H and none with ∂x∂y g. z are reached by K steps each from y, with the step size of
+/// the inner solve; both ways have the error of y in common, so that it drops out of the difference.
 class Penalty final : public Estimator {
  public:
   explicit Penalty(PenaltyOptions options = {});

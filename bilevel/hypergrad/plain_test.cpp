@@ -62,8 +62,8 @@ PlainState plain_start(const PlainRule& rule, const at::Tensor& y) {
   return {zero, zero + rule.accumulator, zero};
 }
 
-at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr, const at::Tensor& mu,
-                      PlainState& s) {
+at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr,
+                      const at::Tensor& mu, PlainState& s) {
   using Kind = PlainRule::Kind;
   const double n = static_cast<double>(t + 1);
   if (rule.clip_norm > 0 && g.norm().item<double>() + 1e-6 > rule.clip_norm) g = g * (rule.clip_norm / (g.norm() + 1e-6));

@@ -37,8 +37,8 @@ struct PlainState {
 };
 PlainState plain_start(const PlainRule& rule, const at::Tensor& y);
 /// y after step t (from 0) along the gradient g; the state becomes the next one.
-at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr, const at::Tensor& mu,
-                      PlainState& state);
+at::Tensor plain_step(const PlainRule& rule, int64_t t, const at::Tensor& y, at::Tensor g, const at::Tensor& lr,
+                      const at::Tensor& mu, PlainState& state);
 
 /// f(x, y_T(x)) in one graph through all T steps, the optimisers as their papers write them; the first `held` steps are detached.
 at::Tensor unrolled_loss(const Problem& problem, const at::Tensor& x, const PlainRule& rule, int64_t steps, int64_t held = 0,
@@ -69,8 +69,8 @@ struct Extras {
 Hypergradient estimate(const Estimator& estimator, const Problem& problem, const InnerSolver& solver, const at::Tensor& x,
                        const Extras& extras = {});
 
-/// Expects zero, the direct term and every estimator of the registry that serves here, other than `own`, to be farther than `distance`, relative,
-/// from `expected`, which `own` defines.
+/// Expects zero, the direct term and every estimator of the registry that serves here, other than `own`, to be farther than
+/// `distance`, relative, from `expected`, which `own` defines.
 void expect_nothing_else_gives(const at::Tensor& expected, const std::string& own, const Problem& problem,
                                const InnerSolver& solver, const at::Tensor& x, double distance);
 

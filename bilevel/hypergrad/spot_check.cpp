@@ -55,10 +55,13 @@ class AtTheOptimum final : public NamedFunction {
     if (!reached_ || newton_.dim() == 0) return 0;
     InnerNewton& newton = newton_.newton();
     newton.renew();
-    const at::Tensor q = newton.inverse().apply_transposed(newton_.input().oracle.outer(in_.x, newton.place().y, in_.outer_batch).y, 0.1);
+    const at::Tensor q =
+        newton.inverse().apply_transposed(newton_.input().oracle.outer(in_.x, newton.place().y, in_.outer_batch).y, 0.1);
     return 2 * newton.rounding_of_r() * norm_of(q) / std::sqrt(static_cast<double>(newton_.dim()));
   }
-  double outer(const at::Tensor& x, const at::Tensor& y) const { return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>(); }
+  double outer(const at::Tensor& x, const at::Tensor& y) const {
+    return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>();
+  }
   const EstimatorInput& in_;
   const SpotCheckOptions& options_;
   mutable ActiveSetNewton newton_;
@@ -119,7 +122,9 @@ class AfterSteps final : public NamedFunction {
     for (int64_t t = first_; t < steps_; ++t) point = solver_.replay(here, point, t);
     return point.y;
   }
-  double outer(const at::Tensor& x, const at::Tensor& y) const { return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>(); }
+  double outer(const at::Tensor& x, const at::Tensor& y) const {
+    return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>();
+  }
   const EstimatorInput& in_;
   const RuleSolver& solver_;
   int64_t steps_, first_;
@@ -143,7 +148,9 @@ class AfterOnePlainStep final : public NamedFunction {
 
  private:
   at::Tensor gradient(const at::Tensor& x) const { return in_.oracle.inner(x, in_.solution.previous, in_.inner_batch).y; }
-  double outer(const at::Tensor& x, const at::Tensor& y) const { return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>(); }
+  double outer(const at::Tensor& x, const at::Tensor& y) const {
+    return in_.oracle.outer_value(x, y, in_.outer_batch).item<double>();
+  }
   const EstimatorInput& in_;
   at::Tensor step_, base_;
   double noise_ = 0;
@@ -175,7 +182,8 @@ struct Measured {
   bool reached = true;
 };
 
-Measured measure(const at::Tensor& x, const at::Tensor& d, double h, const std::vector<std::unique_ptr<NamedFunction>>& functions) {
+Measured measure(const at::Tensor& x, const at::Tensor& d, double h,
+                 const std::vector<std::unique_ptr<NamedFunction>>& functions) {
   Measured out;
   double noise = 0;
   const auto difference = [&](double step) {
@@ -193,8 +201,9 @@ Measured measure(const at::Tensor& x, const at::Tensor& d, double h, const std::
 }
 
 /// The slope along d at the step size where it is known best; none: no solve beside x got where it should.
-std::optional<SpotCheck::Slope> slope_along(const at::Tensor& d, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
-                                            double size, double weight, const SpotCheckOptions& options) {
+std::optional<SpotCheck::Slope> slope_along(const at::Tensor& d, const at::Tensor& x,
+                                            const std::vector<std::unique_ptr<NamedFunction>>& functions, double size,
+                                            double weight, const SpotCheckOptions& options) {
   // Far beyond rounding for a large x, and of the size of 1 for others: x may be a logarithm, whatever its value.
   const double quarter = std::pow(rounding_unit(x), 0.25);
   const double spread = std::max(1.0, quarter * norm_of(x) / std::sqrt(static_cast<double>(x.size(0))));
@@ -225,7 +234,8 @@ std::string of_the_bias(const Hypergradient& h, double ratio) {
                    : fmt::format(", {:.3g} times as much. A bias is known: {}", 1 / ratio, h.certificate.bias);
 }
 
-/// A corrected solve at a minimum has come to the same value. With slopes that agree too, this outweighs a rule of thumb on residuals.
+/// A corrected solve at a minimum has come to the same value. With slopes that agree too, this outweighs a rule of thumb on
+/// residuals.
 bool vouched_for(const Hypergradient& h) {
   const Certificate& certificate = h.certificate;
   return certificate.curvature && certificate.distance_to_F && *certificate.distance_to_F <= 0.1 * norm_of(h.value);
@@ -241,8 +251,8 @@ std::vector<std::string> SpotCheckOptions::violations() const {
   return found;
 }
 
-std::unique_ptr<NamedFunction> NamedFunction::of(const EstimatorInput& in, const std::string& name, const SpotCheckOptions& options,
-                                                 std::string& why) {
+std::unique_ptr<NamedFunction> NamedFunction::of(const EstimatorInput& in, const std::string& name,
+                                                 const SpotCheckOptions& options, std::string& why) {
   const at::NoGradGuard no_grad;
   const auto* rule = dynamic_cast<const RuleSolver*>(&in.solver);
   if (!std::isfinite(in.solution.y.abs().sum().item<double>())) {
@@ -270,8 +280,8 @@ std::unique_ptr<NamedFunction> NamedFunction::of(const EstimatorInput& in, const
   return nullptr;
 }
 
-SpotCheck spot_check(const Hypergradient& estimate, const at::Tensor& x, const std::vector<std::unique_ptr<NamedFunction>>& functions,
-                     Draw draw, const SpotCheckOptions& options) {
+SpotCheck spot_check(const Hypergradient& estimate, const at::Tensor& x,
+                     const std::vector<std::unique_ptr<NamedFunction>>& functions, Draw draw, const SpotCheckOptions& options) {
   const auto violations = options.violations();
   require(violations.empty(), fmt::format("spot_check: {}.", fmt::join(violations, "; ")));
   const at::NoGradGuard no_grad;
@@ -328,8 +338,8 @@ SpotCheck spot_check(const Hypergradient& estimate, const at::Tensor& x, const s
   } else if (!check.conclusive) {
     check.message = "The hypergradient cannot be certified by slopes: they are too uncertain at the steps that were tried.";
   } else if (judged_along_itself(estimate)) {
-    check.message = fmt::format("The slope along the hypergradient is what it says to {:.1e} of its size ({}); {}.", std::max(worst, 0.0),
-                                how, estimate.certificate.bias);
+    check.message = fmt::format("The slope along the hypergradient is what it says to {:.1e} of its size ({}); {}.",
+                                std::max(worst, 0.0), how, estimate.certificate.bias);
   } else {
     check.message = fmt::format("Slopes agree with the hypergradient to {:.1e} of its size ({}).", check.disagreement, how);
   }

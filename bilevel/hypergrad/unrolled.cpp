@@ -23,8 +23,8 @@
 namespace bilevel {
 namespace {
 
-// The derivative of F_T through all steps, which are done again from the same start, in the memory of √T states; none: they did not
-// repeat themselves.
+// The derivative of F_T through all steps, which are done again from the same start, in the memory of √T states; none: they did
+// not repeat themselves.
 std::optional<Hypergradient> through_all_steps(const EstimatorInput& in, const RuleSolver& solver) {
   if (!in.start.y.defined()) return std::nullopt;
   const Unrolled all({.memory = Memory::kCheckpoints});
@@ -45,14 +45,16 @@ void bound_truncation(Hypergradient& h, const EstimatorInput& in, const RuleSolv
   }
   const std::optional<Hypergradient> whole = through_all_steps(in, solver);
   if (!whole || !whole->certificate.error_bound) {
-    h.certificate.bound_reason = "No bound: the steps of the inner solve did not repeat themselves, so the way back through all of them is not known.";
+    h.certificate.bound_reason =
+        "No bound: the steps of the inner solve did not repeat themselves, so the way back through all of them is not known.";
     return;
   }
   const double tail = (h.value - whole->value).norm().item<double>();
   h.certificate.error_bound = tail + rounding + *whole->certificate.error_bound;
-  h.certificate.bound_reason = fmt::format("The {} steps left out would add {:.2e} to the derivative of F_T, as going back through all of them once "
-                                           "says; the rest is rounding.",
-                                           left_out, tail);
+  h.certificate.bound_reason = fmt::format(
+      "The {} steps left out would add {:.2e} to the derivative of F_T, as going back through all of them once "
+      "says; the rest is rounding.",
+      left_out, tail);
 }
 
 }  // namespace
@@ -141,8 +143,8 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   Hypergradient h = direct_term(in, outer, trajectory.whole() ? "F_T" : fmt::format("F_T, last {} steps", steps));
   h.value = x_bar;
   h.message = trajectory.whole()
-                  ? fmt::format("The derivative of the loss after {} inner steps; the last gradient seen had ‖r‖ = {:.2e}.", steps,
-                                in.solution.stationarity)
+                  ? fmt::format("The derivative of the loss after {} inner steps; the last gradient seen had ‖r‖ = {:.2e}.",
+                                steps, in.solution.stationarity)
                   : fmt::format("The derivative through the last {} of {} inner steps, with the point before them held fixed.",
                                 steps, trajectory.size());
   const double rounding = in.bound ? rounding_of_steps(h.value, steps, norms.item<double>()) : 0.0;

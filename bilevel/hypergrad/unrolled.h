@@ -5,7 +5,7 @@
 namespace bilevel {
 
 struct UnrolledOptions {
-  int64_t steps = 0;                // differentiate the last so many steps; 0: all. The rest is a bias of about (1 − ημ)^steps
+  int64_t steps = 0;  // differentiate the last so many steps; 0: all. The rest is a bias of about (1 − ημ)^steps
   Memory memory = Memory::kGraphs;  // fastest; the others trade time for memory and give the same numbers
   int64_t budget = 0;               // bytes for checkpoints, of the solve and the way back together; 0: √T of them
   std::vector<std::string> violations() const;
@@ -19,7 +19,8 @@ void read(Section& section, UnrolledOptions& options);
 /// The rule's state (momentum, moments), hyperparameters that x determines, and a start y₀(x) are all differentiated. Exact for
 /// F_T whatever T is; with `steps` = K it is exact for the map from y_{T−K} on, with y_{T−K} held fixed. So is y₀ where it was
 /// carried over from an earlier outer step. The error bound of a truncated one is
-/// against F_T, by going back through all steps once where a bound is asked for. Costs a vjp of rule and loss for each step: two to four times the inner solve.
+/// against F_T, by going back through all steps once where a bound is asked for. Costs a vjp of rule and loss for each step: two
+/// to four times the inner solve.
 class Unrolled final : public Estimator {
  public:
   explicit Unrolled(UnrolledOptions options = {});

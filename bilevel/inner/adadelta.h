@@ -7,8 +7,8 @@ namespace bilevel {
 struct AdadeltaRuleOptions {
   double lr = 1.0;  // PyTorch's default; RuleSolver puts its own in its place
   double rho = 0.9;
-  double eps = 1e-6;          // sets the length of the first steps; with 0 none would ever be taken
-  double weight_decay = 0.0;  // coupled: w y is added to the gradient
+  double eps = 1e-6;                      // sets the length of the first steps; with 0 none would ever be taken
+  double weight_decay = 0.0;              // coupled: w y is added to the gradient
   std::vector<std::string> learned = {};  // hyperparameters that x determines
   std::vector<std::string> violations() const;
 };

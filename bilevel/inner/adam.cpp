@@ -43,9 +43,7 @@ AdamRule::AdamRule(AdamRuleOptions options) : options_(std::move(options)) {
 }
 
 bool AdamRule::decays() const { return options_.weight_decay != 0 || contains(options_.learned, "weight_decay"); }
-bool AdamRule::stops_at_stationarity() const {
-  return !(options_.decoupled && options_.amsgrad && decays());
-}
+bool AdamRule::stops_at_stationarity() const { return !(options_.decoupled && options_.amsgrad && decays()); }
 
 at::Tensor AdamRule::residual(const at::Tensor& y, const at::Tensor& gradient, const Tensors& h) const {
   if (!decays()) return gradient;

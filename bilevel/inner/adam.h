@@ -22,8 +22,8 @@ void read(Section& section, AdamRuleOptions& options);
 /// Adam and AdamW exactly as in torch.optim (Kingma & Ba 2015). Hyperparameters: lr, weight_decay. Derivatives in closed form.
 ///
 /// At rest m = ∂y g and v = (∂y g)², so that AdamW rests where ∂y g/(|∂y g| + ε) + w y = 0: near a minimum of g with |yⱼ| ≤ 1/w.
-/// `residual` is that times |∂y g| + ε, which has finite derivatives; that of |·| at 0 is taken as 0. AdamW with amsgrad rests where
-/// the largest gradient of its trajectory says.
+/// `residual` is that times |∂y g| + ε, which has finite derivatives; that of |·| at 0 is taken as 0. AdamW with amsgrad rests
+/// where the largest gradient of its trajectory says.
 ///
 /// Where an element has never had a gradient (blank pixels), the step is 0 and so is its derivative: the true one is of the order
 /// lr/eps there, which would overflow within a few steps only to be multiplied by zero.

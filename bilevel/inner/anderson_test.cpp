@@ -31,7 +31,8 @@ InnerSolution solve(const Problem& problem, AndersonOptions options) {
 TEST(Anderson, FindsAFixedPointThatRepelsThePlainIteration) {
   const at::Tensor turn = at::tensor({0.0, -1.0, 1.0, 0.0}, at::kDouble).reshape({2, 2});
   const at::Tensor W = 2.5 * at::block_diag({turn, turn, turn, turn}), b = 0.2 * drawn("b", {8});
-  const FunctionProblem problem = of([W, b](const at::Tensor& x, const at::Tensor& y) { return y - at::tanh(W.mv(y) + b) * x; }, 8);
+  const FunctionProblem problem =
+      of([W, b](const at::Tensor& x, const at::Tensor& y) { return y - at::tanh(W.mv(y) + b) * x; }, 8);
   const InnerSolution solution = solve(problem, {.tolerance = 1e-12});
   EXPECT_EQ(solution.status, Status::kConverged) << solution.message;
   EXPECT_LT((solution.y - at::tanh(W.mv(solution.y) + b)).norm().item<double>(), 2e-12);
@@ -40,7 +41,8 @@ TEST(Anderson, FindsAFixedPointThatRepelsThePlainIteration) {
   EXPECT_GT((y - at::tanh(W.mv(y) + b)).norm().item<double>(), 0.1);
 }
 
-// The KKT system of an equality-constrained quadratic, indefinite: with as many differences as unknowns it is solved like by GMRES.
+// The KKT system of an equality-constrained quadratic, indefinite: with as many differences as unknowns it is solved like by
+// GMRES.
 TEST(Anderson, SolvesASaddlePoint) {
   const at::Tensor A = drawn("A", {5, 5}), E = drawn("E", {2, 5}), right = drawn("right", {7});
   const at::Tensor K =
@@ -61,7 +63,8 @@ TEST(Anderson, MinimisesALossInFarFewerStepsThanDescent) {
 
 TEST(Anderson, WorksInSinglePrecisionAndReturnsTheBestOfWhatItSaw) {
   const at::Tensor W = (0.3 * drawn("W", {6, 6})).to(at::kFloat), b = drawn("b6", {6}).to(at::kFloat);
-  const FunctionProblem problem = of([=](const at::Tensor& x, const at::Tensor& y) { return y - at::tanh(W.mv(y) + b) * x; }, 6, at::kFloat);
+  const FunctionProblem problem =
+      of([=](const at::Tensor& x, const at::Tensor& y) { return y - at::tanh(W.mv(y) + b) * x; }, 6, at::kFloat);
   EXPECT_EQ(solve(problem, {.tolerance = 1e-5}).status, Status::kConverged);
   const InnerSolution stuck = solve(problem, {.tolerance = 1e-30});
   EXPECT_FALSE(failed(stuck.status)) << stuck.message;
@@ -71,11 +74,12 @@ TEST(Anderson, WorksInSinglePrecisionAndReturnsTheBestOfWhatItSaw) {
 TEST(Anderson, RefusesOptionsThatMakeNoSenseAndConstraints) {
   EXPECT_THROW(Anderson({.lr = 0.0}), Error);
   EXPECT_THROW(Anderson({.history = 0}), Error);
-  const FunctionProblem bounded({.inner_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
-                                 .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
-                                 .x0 = at::ones({1}, at::kDouble),
-                                 .y0 = at::ones({1}, at::kDouble),
-                                 .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
+  const FunctionProblem bounded(
+      {.inner_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+       .outer_loss = [](const at::Tensor&, const at::Tensor& y) { return y.sum(); },
+       .x0 = at::ones({1}, at::kDouble),
+       .y0 = at::ones({1}, at::kDouble),
+       .inner_constraints = [](const at::Tensor&) { return InnerConstraints{.lower = at::zeros({}, at::kDouble)}; }});
   EXPECT_THROW(solve(bounded, {}), Error);
 }
 

@@ -26,8 +26,8 @@ TEST(ClippedRule, DerivativesAreThoseOfTheWholeStepWhereItClipsAndWhereNot) {
       check_derivatives(
           ClippedRule(std::make_unique<AdamRule>(AdamRuleOptions{.lr = 0.1, .beta2 = 0.8, .weight_decay = 0.3}), max_norm), 2,
           elementwise);
-      check_derivatives(ClippedRule(std::make_unique<RmspropRule>(RmspropRuleOptions{.lr = 0.1, .weight_decay = 0.3}), max_norm), 2,
-                        elementwise);
+      check_derivatives(ClippedRule(std::make_unique<RmspropRule>(RmspropRuleOptions{.lr = 0.1, .weight_decay = 0.3}), max_norm),
+                        2, elementwise);
     }
   }
 }

@@ -107,9 +107,10 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
                       map ? "optimality map" : "loss", map ? "linear" : "quadratic", change / scale));
 
   const bool dense = dy <= options_.max_dim;
-  require(dense || linearization->symmetric(),
-          fmt::format("closed-form: an optimality map that is not symmetric needs its matrix; y has {} elements, above max_dim = {}.",
-                      dy, options_.max_dim));
+  require(
+      dense || linearization->symmetric(),
+      fmt::format("closed-form: an optimality map that is not symmetric needs its matrix; y has {} elements, above max_dim = {}.",
+                  dy, options_.max_dim));
   const Problem::Preconditioner precondition = dense ? nullptr : oracle.problem().inner_preconditioner(x);
   const Solve factors = dense ? factorised(*linearization, dy, y0.options()) : nullptr;
   for (int refinement = 0; refinement < 3; ++refinement) {
@@ -119,7 +120,9 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
     if (!dense) s = by_products(*linearization, r, options_, precondition);
     if (!s.defined() || !std::isfinite(s.norm().item<double>())) {
       solution.status = Status::kIndefinite;
-      solution.message = "The curvature of the inner loss is singular or not positive definite, so that there is no single minimum; add a ridge.";
+      solution.message =
+          "The curvature of the inner loss is singular or not positive definite, so that there is no single minimum; add a "
+          "ridge.";
       return solution;
     }
     const at::Tensor y = solution.y - s;

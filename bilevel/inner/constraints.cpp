@@ -12,8 +12,8 @@
 // Without equalities the map is elementwise: the minimiser of ½(y − v)² + ηλ|y| is v − clamp(v, −ηλ, ηλ), and that of a convex
 // function of one variable on an interval is the free one, clamped.
 //
-// With them, y(μ) = P(v − Aᵀμ) maximises the concave dual  φ(μ) = ½‖y − v‖² + η h(y) + μᵀ(A y − b)  where  A y(μ) = b. Its gradient
-// is ρ = A y(μ) − b, and −A D Aᵀ a generalised Hessian, D = 1 for elements that are free.
+// With them, y(μ) = P(v − Aᵀμ) maximises the concave dual  φ(μ) = ½‖y − v‖² + η h(y) + μᵀ(A y − b)  where  A y(μ) = b. Its
+// gradient is ρ = A y(μ) − b, and −A D Aᵀ a generalised Hessian, D = 1 for elements that are free.
 
 namespace bilevel {
 namespace {
@@ -21,14 +21,17 @@ namespace {
 at::Tensor of_length(const at::Tensor& given, const at::Tensor& like, const char* name) {
   if (!given.defined()) return {};
   require(given.numel() == 1 || (given.dim() == 1 && given.size(0) == like.size(0)),
-          fmt::format("Problem::inner_constraints: {} has {} elements; expected one, or {} as y.", name, given.numel(), like.size(0)));
+          fmt::format("Problem::inner_constraints: {} has {} elements; expected one, or {} as y.", name, given.numel(),
+                      like.size(0)));
   return given.detach().to(like.options()).reshape({-1}).expand({like.size(0)});
 }
 
 }  // namespace
 
 ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like)
-    : lower_(of_length(c.lower, y_like, "lower")), upper_(of_length(c.upper, y_like, "upper")), l1_(of_length(c.l1, y_like, "l1")) {
+    : lower_(of_length(c.lower, y_like, "lower")),
+      upper_(of_length(c.upper, y_like, "upper")),
+      l1_(of_length(c.l1, y_like, "l1")) {
   const int64_t dy = y_like.size(0);
   require(!l1_.defined() || l1_.ge(0).all().item<bool>(), "Problem::inner_constraints: an l1 penalty is negative.");
   require(!lower_.defined() || !upper_.defined() || lower_.le(upper_).all().item<bool>(),
@@ -39,8 +42,8 @@ ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like)
   A_ = c.equality.detach().to(y_like.options());
   b_ = c.equality_rhs.detach().to(y_like.options()).reshape({-1});
   require(A_.dim() == 2 && A_.size(1) == dy && b_.size(0) == A_.size(0),
-          fmt::format("Problem::inner_constraints: equality should be [m, {}] with m right-hand sides, got {} elements and {}.", dy,
-                      A_.numel(), b_.numel()));
+          fmt::format("Problem::inner_constraints: equality should be [m, {}] with m right-hand sides, got {} elements and {}.",
+                      dy, A_.numel(), b_.numel()));
 }
 
 at::Tensor ProximalMap::separable(const at::Tensor& v, double eta) const {
@@ -53,7 +56,9 @@ at::Tensor ProximalMap::separable(const at::Tensor& v, double eta) const {
 
 double ProximalMap::penalty(const at::Tensor& y) const { return l1_.defined() ? at::dot(l1_, y.abs()).item<double>() : 0.0; }
 
-double ProximalMap::infeasibility(const at::Tensor& y) const { return A_.defined() ? (A_.mv(y) - b_).norm().item<double>() : 0.0; }
+double ProximalMap::infeasibility(const at::Tensor& y) const {
+  return A_.defined() ? (A_.mv(y) - b_).norm().item<double>() : 0.0;
+}
 
 at::Tensor ProximalMap::residual(const at::Tensor& y, const at::Tensor& gradient, double eta) const {
   return (y - apply(y - eta * gradient, eta)) / eta;

@@ -10,14 +10,15 @@ namespace bilevel {
 ///
 /// Elementwise, and with equalities by a semismooth Newton method on their m multipliers (m is small). Elements at a bound are
 /// that bound to the bit, and elements that the penalty makes zero are exactly 0. y is stationary for the inner problem where its
-/// proximal-gradient residual R_η(y) = (y − P_η(y − η ∂y g))/η is 0: for some, hence for each η > 0; without constraints R_η = ∂y g.
+/// proximal-gradient residual R_η(y) = (y − P_η(y − η ∂y g))/η is 0: for some, hence for each η > 0; without constraints R_η = ∂y
+/// g.
 class ProximalMap {
  public:
   /// Throws Error where shapes do not fit, a lower bound is above its upper bound, or a penalty is negative.
   ProximalMap(const InnerConstraints& constraints, const at::Tensor& y_like);
 
-  at::Tensor apply(const at::Tensor& v, double eta) const;  // P_η(v)
-  double penalty(const at::Tensor& y) const;                // h(y)
+  at::Tensor apply(const at::Tensor& v, double eta) const;                                 // P_η(v)
+  double penalty(const at::Tensor& y) const;                                               // h(y)
   at::Tensor residual(const at::Tensor& y, const at::Tensor& gradient, double eta) const;  // R_η(y)
   /// ‖A y − b‖: more than rounding only where C is empty.
   double infeasibility(const at::Tensor& y) const;

@@ -86,7 +86,8 @@ TEST(ProximalMap, SaysWhatIsWrongWithConstraints) {
   EXPECT_THROW(ProximalMap({.lower = t({1.0, 2.0, 3.0})}, y), Error);
   EXPECT_THROW(ProximalMap({.equality = at::ones({1, 2}, at::kDouble)}, y), Error);
   // Σ y = 5 within [0, 1]² is empty.
-  const ProximalMap empty({.lower = t({0}), .upper = t({1}), .equality = at::ones({1, 2}, at::kDouble), .equality_rhs = t({5})}, y);
+  const ProximalMap empty({.lower = t({0}), .upper = t({1}), .equality = at::ones({1, 2}, at::kDouble), .equality_rhs = t({5})},
+                          y);
   EXPECT_GT(empty.infeasibility(empty.apply(y, 1.0)), 2.9);
 }
 

@@ -8,8 +8,8 @@ namespace bilevel {
 
 /// What the rules have in common that add w y to the gradient: G = ∂y g + w y, at rest 0.
 ///
-/// Hyperparameters: lr, …, weight_decay. A product with w is left out where w is 0 for good and no graph wants its derivative. All
-/// but sgd adapt the length of their steps.
+/// Hyperparameters: lr, …, weight_decay. A product with w is left out where w is 0 for good and no graph wants its derivative.
+/// All but sgd adapt the length of their steps.
 class CoupledRule : public UpdateRule {
  public:
   std::vector<std::string> hyperparameters() const override { return {"lr", "weight_decay"}; }

@@ -15,9 +15,9 @@ struct InnerSolution {
   Tensors state;            // of the rule, for a warm start that carries it over
   int64_t state_steps = 0;  // steps since that state was fresh
   Status status = Status::kIterationLimit;
-  std::string message;      // one sentence
-  // At y and on all samples, but for TrajectoryPolicy::look_at_end, and for rules on minibatches without a tolerance, which are judged
-  // by the batch of the step where they are shorter than `check_every`.
+  std::string message;  // one sentence
+  // At y and on all samples, but for TrajectoryPolicy::look_at_end, and for rules on minibatches without a tolerance, which are
+  // judged by the batch of the step where they are shorter than `check_every`.
   double loss = 0;          // g(x, y)
   double stationarity = 0;  // ‖r(x, y)‖₂, r as InnerSolver::residual; under constraints that of inner/constraints.h
   double initial_stationarity = 0;

@@ -16,10 +16,10 @@ struct LinePoint {
 };
 
 struct LineSearchOptions {
-  double decrease = 1e-4;       // c₁ of sufficient decrease (Armijo)
-  double curvature = 0.9;       // c₂: |φ'(t)| ≤ c₂ |φ'(0)|
+  double decrease = 1e-4;  // c₁ of sufficient decrease (Armijo)
+  double curvature = 0.9;  // c₂: |φ'(t)| ≤ c₂ |φ'(0)|
   int64_t max_evaluations = 20;
-  double rounding = 1e-15;      // of the loss, relative: differences below it say nothing
+  double rounding = 1e-15;  // of the loss, relative: differences below it say nothing
 };
 
 /// A step that satisfies the strong Wolfe conditions (Nocedal & Wright 2006, algorithms 3.5 and 3.6), starting from t = `first`.

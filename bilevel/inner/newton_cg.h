@@ -8,9 +8,9 @@
 namespace bilevel {
 
 struct NewtonCgOptions {
-  int64_t max_iterations = 50;  // Newton steps; near the optimum each doubles the digits
-  double tolerance = 1e-8;      // on ‖∂y g‖₂, full batch
-  int64_t products = 100;       // most Hessian products for one direction
+  int64_t max_iterations = 50;   // Newton steps; near the optimum each doubles the digits
+  double tolerance = 1e-8;       // on ‖∂y g‖₂, full batch
+  int64_t products = 100;        // most Hessian products for one direction
   int64_t max_evaluations = 20;  // of the loss, in one line search
   std::vector<std::string> violations() const;
 };

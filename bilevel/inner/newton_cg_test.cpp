@@ -37,8 +37,9 @@ TEST(NewtonCg, ConvergesSuperlinearly) {
   const AutodiffOracle oracle(problem);
   std::vector<double> norms;
   for (int64_t steps = 0; steps < 12; ++steps) {
-    norms.push_back(
-        NewtonCg({.max_iterations = steps, .tolerance = 1e-14}).solve(oracle, x, 0, {problem.initial_inner(x, 0)}, {}).stationarity);
+    norms.push_back(NewtonCg({.max_iterations = steps, .tolerance = 1e-14})
+                        .solve(oracle, x, 0, {problem.initial_inner(x, 0)}, {})
+                        .stationarity);
   }
   // The ratio of one norm to the one before it goes to zero.
   size_t last = 1;

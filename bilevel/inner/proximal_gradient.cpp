@@ -39,8 +39,8 @@ ProximalGradient::ProximalGradient(ProximalGradientOptions options) : options_(o
 }
 
 at::Tensor ProximalGradient::step_size(const Problem& /*problem*/, const at::Tensor& /*x*/) const {
-  throw Error(fmt::format("{} offers no step size to one-step estimators, which know nothing of constraints; use estimator = \"implicit\".",
-                          name()));
+  throw Error(fmt::format(
+      "{} offers no step size to one-step estimators, which know nothing of constraints; use estimator = \"implicit\".", name()));
 }
 
 InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x, int64_t slice, const InnerStart& start,
@@ -82,7 +82,8 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     theta = 1;
     z = y;
   };
-  const bool feasible = map.infeasibility(y) <= 1e3 * rounding * (1 + y.norm().item<double>()) * std::sqrt(static_cast<double>(y.size(0)));
+  const bool feasible =
+      map.infeasibility(y) <= 1e3 * rounding * (1 + y.norm().item<double>()) * std::sqrt(static_cast<double>(y.size(0)));
   while (feasible && solution.stationarity > options_.tolerance && solution.steps < options_.max_iterations &&
          std::isfinite(solution.stationarity + loss)) {
     const Gradients at_z = oracle.inner(x, z, batch);
@@ -125,7 +126,8 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
   conclude(solution, options_.tolerance, false);
   if (!feasible) {
     solution.status = Status::kDiverged;
-    solution.message = fmt::format("No y satisfies the constraints: ‖A y − b‖ = {:.2g} at the nearest point found.", map.infeasibility(y));
+    solution.message =
+        fmt::format("No y satisfies the constraints: ‖A y − b‖ = {:.2g} at the nearest point found.", map.infeasibility(y));
   }
   return solution;
 }

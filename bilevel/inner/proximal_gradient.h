@@ -18,10 +18,10 @@ struct ProximalGradientOptions {
 /// Keys: lr (a number or "auto"), steps (the most iterations), tolerance.
 void read(Section& section, ProximalGradientOptions& options);
 
-/// Proximal gradient descent on g + Σ_j l1_j |y_j| over a box and linear equalities (Problem::inner_constraints), on the full batch;
-/// without an l1 penalty it is projected gradient descent. Accelerated: FISTA (Beck & Teboulle 2009) with the adaptive restart of
-/// O'Donoghue & Candès (2015), which finds linear convergence by itself. The step η = 1/L is halved where the loss is steeper than
-/// it allows.
+/// Proximal gradient descent on g + Σ_j l1_j |y_j| over a box and linear equalities (Problem::inner_constraints), on the full
+/// batch; without an l1 penalty it is projected gradient descent. Accelerated: FISTA (Beck & Teboulle 2009) with the adaptive
+/// restart of O'Donoghue & Candès (2015), which finds linear convergence by itself. The step η = 1/L is halved where the loss is
+/// steeper than it allows.
 ///
 /// The solution is the outcome of a proximal map: its elements at a bound are that bound to the bit, those that the penalty
 /// suppresses are exactly 0. Stationarity is ‖R_η(y)‖₂ of inner/constraints.h with the last η, which InnerSolution::step_size is;

@@ -49,7 +49,9 @@ InnerSolution solve(const Problem& problem, ProximalGradientOptions options = {}
   return ProximalGradient(options).solve(AutodiffOracle(problem), x, 0, {problem.initial_inner(x, 0)}, {});
 }
 
-double gap(const at::Tensor& a, const at::Tensor& b) { return (a - b).norm().item<double>() / (1e-300 + b.norm().item<double>()); }
+double gap(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).norm().item<double>() / (1e-300 + b.norm().item<double>());
+}
 at::Tensor number(double value) { return at::scalar_tensor(value, at::kDouble); }
 
 TEST(ProximalGradient, SatisfiesTheConditionsOfTheLassoWithZerosThatAreZeros) {

@@ -161,7 +161,8 @@ std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& 
   section.read_choice("solver", kind, kinds);
   if (kind == "sampled") {
     if (!section.is_table("candidates")) {
-      section.fail("candidates", "\"sampled\" draws one of several solvers: a table for each, [inner.candidates.NAME], would be right.");
+      section.fail("candidates",
+                   "\"sampled\" draws one of several solvers: a table for each, [inner.candidates.NAME], would be right.");
     }
     Section candidates = section.section("candidates");
     std::vector<std::unique_ptr<InnerSolver>> all;
@@ -175,8 +176,9 @@ std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& 
   for (const auto& [row, constrained, make] : solver_table()) {
     if (row.name != kind) continue;
     if (problem.has_rule_hyperparameters()) {
-      section.fail("solver", fmt::format("x determines hyperparameters of an update rule (problem.hyperparameters), which {} has not.",
-                                         kind));
+      section.fail(
+          "solver",
+          fmt::format("x determines hyperparameters of an update rule (problem.hyperparameters), which {} has not.", kind));
     }
     if (problem.has_inner_constraints() && !constrained) {
       section.fail("solver", fmt::format("{} knows nothing of an l1 penalty or of constraints on y; use \"prox\".", kind));

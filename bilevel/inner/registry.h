@@ -21,9 +21,9 @@ const std::vector<RuleRow>& inner_solvers();
 /// RuleSolverOptions. `learned`: the hyperparameters that x determines (the names in Problem::rule_hyperparameters).
 std::unique_ptr<UpdateRule> make_rule(const std::string& name, Section& section, const std::vector<std::string>& learned = {});
 
-/// The inner solver of `[inner]`: reads solver ("rule", or one of inner_solvers()) and its options; for a rule those are rule, the
-/// rule's own and those of RuleSolverOptions. `x` is where the names of the hyperparameters that x determines are asked for. `batches`, int64 [T, B], fixes the minibatches; undefined: full batch, or
-/// shuffled by `seed` where batch > 0.
+/// The inner solver of `[inner]`: reads solver ("rule", or one of inner_solvers()) and its options; for a rule those are rule,
+/// the rule's own and those of RuleSolverOptions. `x` is where the names of the hyperparameters that x determines are asked for.
+/// `batches`, int64 [T, B], fixes the minibatches; undefined: full batch, or shuffled by `seed` where batch > 0.
 std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& problem, const at::Tensor& x, uint64_t seed,
                                                const at::Tensor& batches);
 

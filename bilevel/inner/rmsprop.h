@@ -10,7 +10,7 @@ struct RmspropRuleOptions {
   double eps = 1e-8;
   double weight_decay = 0.0;  // coupled: w y is added to the gradient
   double momentum = 0.0;
-  bool centered = false;  // divides by the standard deviation of the gradients instead of their root mean square
+  bool centered = false;                  // divides by the standard deviation of the gradients instead of their root mean square
   std::vector<std::string> learned = {};  // hyperparameters that x determines
   std::vector<std::string> violations() const;
 };

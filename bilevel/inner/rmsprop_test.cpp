@@ -46,7 +46,8 @@ TEST(RmspropRule, TakesAVarianceThatIsNegativeByRoundingForZero) {
 TEST(RmspropRule, HasABufferOnlyWhereMomentumCanBeNonZero) {
   EXPECT_EQ(RmspropRule({}).slots(), 1);
   EXPECT_EQ(RmspropRule({.momentum = 0.5, .centered = true}).slots(), 3);
-  EXPECT_EQ(RmspropRule({.learned = {"momentum"}}).hyperparameters(), (std::vector<std::string>{"lr", "momentum", "weight_decay"}));
+  EXPECT_EQ(RmspropRule({.learned = {"momentum"}}).hyperparameters(),
+            (std::vector<std::string>{"lr", "momentum", "weight_decay"}));
 }
 
 TEST(RmspropRule, RefusesOptionsThatMakeNoSense) {

@@ -13,8 +13,8 @@
 #include "bilevel/inner/rule_helpers.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
-#include "bilevel/oracle/choice.h"
 #include "bilevel/oracle/autograd.h"
+#include "bilevel/oracle/choice.h"
 
 namespace bilevel {
 namespace {
@@ -176,7 +176,8 @@ double RuleSolver::automatic_lr(const Oracle& oracle, const at::Tensor& x, int64
     }
   }
   require(!problem.has_optimality_map() || problem.optimality_map_is_symmetric(),
-          "RuleSolver: lr = \"auto\" rests on the curvature of a loss, and this problem gives an optimality map r that is not symmetric. "
+          "RuleSolver: lr = \"auto\" rests on the curvature of a loss, and this problem gives an optimality map r that is not "
+          "symmetric. "
           "Give lr; for a fixed point y = φ(x, y) with r = y − φ, lr = 1 is the plain iteration.");
   // The curvature of a logistic loss shrinks away from y₀ = 0, so that 1/L of a warm start alone would be too long a step.
   const Batch all{0, slice, {}, Stream(options_.seed, "inner loss").at(0).seed()};
@@ -225,8 +226,8 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     return Look{t, g.value.item<double>(), norm_of(r), r, y, y_before, gradient_before};
   };
   const bool blind_end = !policy.look_at_end && options_.tolerance == 0 && options_.steps > 0;
-  // On minibatches a look at all samples costs many steps. Without a tolerance the start is judged by its own batch, and so is the
-  // end of a solve that is shorter than what lies between two looks.
+  // On minibatches a look at all samples costs many steps. Without a tolerance the start is judged by its own batch, and so is
+  // the end of a solve that is shorter than what lies between two looks.
   const bool unchecked = !plan_.is_full() && options_.tolerance == 0;
   const bool brief = unchecked && options_.steps > 0 && options_.steps < options_.check_every;
   const auto look = [&](const at::Tensor& y, int64_t t) {

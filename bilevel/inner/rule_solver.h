@@ -17,8 +17,8 @@ struct RuleSolverOptions {
   double tolerance = 0.0;                   // on the full-batch ‖r‖₂; 0: always T steps
   int64_t check_every = 10;                 // with minibatches, steps between two looks at the full batch
   int64_t batch = 0;                        // samples of a minibatch; 0: all. Read here, used by whoever makes the batch plan
-  bool carry_state = false;  // a warm start goes on with the rule's momentum; otherwise each solve begins with a fresh state
-  uint64_t seed = 0;         // of losses that draw random numbers
+  bool carry_state = false;       // a warm start goes on with the rule's momentum; otherwise each solve begins with a fresh state
+  uint64_t seed = 0;              // of losses that draw random numbers
   ScheduleOptions schedule = {};  // of lr, over the steps of one solve
   std::vector<std::string> violations() const;
 };
@@ -28,10 +28,9 @@ void read(Section& section, RuleSolverOptions& options);
 /// An update rule run for T steps, or to a tolerance, on the full batch or on minibatches.
 ///
 /// Step t takes the gradient at y_t on batch first_step + t, and the rule's hyperparameters h_t: the rule's own defaults, lr from
-/// these options, and over both what Problem::rule_hyperparameters(x, t) gives, by name; the schedule acts on the lr that comes out
-/// of it. A non-finite end is kNonFinite; an end
-/// where stationarity has grown tenfold and the loss by a tenth, or where plain gradient descent swings to and fro above its
-/// starting loss (a step past 2/L), is kDiverged.
+/// these options, and over both what Problem::rule_hyperparameters(x, t) gives, by name; the schedule acts on the lr that comes
+/// out of it. A non-finite end is kNonFinite; an end where stationarity has grown tenfold and the loss by a tenth, or where plain
+/// gradient descent swings to and fro above its starting loss (a step past 2/L), is kDiverged.
 class RuleSolver final : public InnerSolver {
  public:
   RuleSolver(std::unique_ptr<UpdateRule> rule, RuleSolverOptions options, BatchPlan plan = BatchPlan::full());
@@ -45,7 +44,8 @@ class RuleSolver final : public InnerSolver {
   double coupled_weight_decay() const override { return rule_->coupled_weight_decay(); }
   bool stops_at_stationarity() const override { return rule_->stops_at_stationarity(); }
   /// The rule's, with the hyperparameters of the last step.
-  at::Tensor residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y, const at::Tensor& gradient) const override;
+  at::Tensor residual(const Problem& problem, const at::Tensor& x, const at::Tensor& y,
+                      const at::Tensor& gradient) const override;
 
   const UpdateRule& rule() const { return *rule_; }
   const RuleSolverOptions& options() const { return options_; }

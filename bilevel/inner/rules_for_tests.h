@@ -73,7 +73,8 @@ inline void check_blocks(const UpdateRule& rule, const RuleInput& in) {
   const RuleCotangent first = random_tangent(in, 100 + in.step), second = random_tangent(in, 200 + in.step);
   const Tensors a = flat(first), b = flat(second);
   Tensors block;
-  for (size_t i = 0; i < a.size(); ++i) block.push_back(a[i].dim() == 0 ? at::stack({a[i], b[i]}).unsqueeze(1) : at::stack({a[i], b[i]}));
+  for (size_t i = 0; i < a.size(); ++i)
+    block.push_back(a[i].dim() == 0 ? at::stack({a[i], b[i]}).unsqueeze(1) : at::stack({a[i], b[i]}));
   const auto both = unflat<RuleCotangent>(in, block);
   for (const Tensors& pushed : {flat(rule.jvp(in, both)), flat(rule.UpdateRule::jvp(in, both))}) {
     for (const auto& [row, tangent] : {std::pair<int64_t, const RuleCotangent&>{0, first}, {1, second}}) {
@@ -137,8 +138,8 @@ inline void check_derivatives(const UpdateRule& rule, int64_t step, bool element
   check_derivatives(rule, random_input(rule, step, elementwise_h));
 }
 
-/// From a fresh state, with one element that has never had a gradient and one that has: every derivative is finite, and the one of
-/// the first element's step by its gradient is 0.
+/// From a fresh state, with one element that has never had a gradient and one that has: every derivative is finite, and the one
+/// of the first element's step by its gradient is 0.
 inline void expect_finite_derivatives_at_rest(const UpdateRule& rule, double of_dead = 0.0) {
   RuleInput in = random_input(rule, 0, false, 2);
   in.state = rule.fresh_state(in.y);

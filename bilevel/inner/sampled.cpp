@@ -15,9 +15,10 @@ SampledSolver::SampledSolver(std::vector<std::unique_ptr<InnerSolver>> candidate
   require(!candidates_.empty(), "SampledSolver: candidates is empty; one solver at least is needed.");
   for (const auto& candidate : candidates_) {
     require(candidate->coupled_weight_decay() == 0,
-            fmt::format("SampledSolver: the candidate \"{}\" has a weight decay of {}, which moves the optimum of its solves alone; put "
-                        "it into the inner loss.",
-                        candidate->name(), candidate->coupled_weight_decay()));
+            fmt::format(
+                "SampledSolver: the candidate \"{}\" has a weight decay of {}, which moves the optimum of its solves alone; put "
+                "it into the inner loss.",
+                candidate->name(), candidate->coupled_weight_decay()));
   }
 }
 

@@ -9,9 +9,9 @@ namespace bilevel {
 /// One of several inner solvers, drawn anew at each solve: a distribution of inner trainings, for outer variables that must serve
 /// them all (the fine-tunings that ResAlign simulates, Li et al. 2025).
 ///
-/// Which one is drawn depends on the seed, the inner problem and the step that the solve begins at, so that a resumed run draws the
-/// same. Nothing is carried over from one solve to the next but y. The solvers must drive ∂y g or the optimality map itself to
-/// zero: no weight decay of their own.
+/// Which one is drawn depends on the seed, the inner problem and the step that the solve begins at, so that a resumed run draws
+/// the same. Nothing is carried over from one solve to the next but y. The solvers must drive ∂y g or the optimality map itself
+/// to zero: no weight decay of their own.
 class SampledSolver final : public InnerSolver {
  public:
   /// Throws Error for no candidate, and for one with a weight decay.

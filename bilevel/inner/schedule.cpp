@@ -30,7 +30,8 @@ std::vector<std::string> ScheduleOptions::violations() const {
   std::vector<std::string> found;
   if (T_max < 0) found.push_back(fmt::format("T_max = {} must be at least 1, or 0 for all steps of the solve", T_max));
   if (!(eta_min >= 0)) found.push_back(fmt::format("eta_min = {} must be at least 0", eta_min));
-  if (!(start_factor > 0 && start_factor <= 1)) found.push_back(fmt::format("start_factor = {} must lie in (0, 1]", start_factor));
+  if (!(start_factor > 0 && start_factor <= 1))
+    found.push_back(fmt::format("start_factor = {} must lie in (0, 1]", start_factor));
   if (!(end_factor >= 0 && end_factor <= 1)) found.push_back(fmt::format("end_factor = {} must lie in [0, 1]", end_factor));
   if (total_iters < 0) found.push_back(fmt::format("total_iters = {} must be at least 0", total_iters));
   if (step_size < 1) found.push_back(fmt::format("step_size = {} must be at least 1", step_size));

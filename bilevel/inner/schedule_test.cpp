@@ -53,8 +53,7 @@ TEST(Schedule, ComposesWithAnLrThatXDetermines) {
   EXPECT_NEAR(x_bar[-1].item<double>(), 3.0 * 0.5 / 1.5, 1e-14);
   EXPECT_EQ(x_bar.narrow(0, 0, x.size(0) - 1).abs().max().item<double>(), 0.0);
   EXPECT_NEAR(solver.hyperparameters_jvp(context, t, at::ones_like(x))[0].item<double>(), 0.5 / 1.5, 1e-14);
-  EXPECT_NEAR(solver.step_size(problem, x).item<double>(),
-              lr_of(options.schedule, 0.5 / 1.9, 9, 10), 1e-15);
+  EXPECT_NEAR(solver.step_size(problem, x).item<double>(), lr_of(options.schedule, 0.5 / 1.9, 9, 10), 1e-15);
 }
 
 TEST(Schedule, RefusesOptionsThatMakeNoSense) {

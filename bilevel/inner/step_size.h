@@ -19,8 +19,8 @@ struct CurvatureOptions {
 /// checked.
 double largest_curvature(Linearization& linearization, const CurvatureOptions& options = {});
 
-/// The step size that "auto" means for rules whose steps do not scale with the gradient (Adam), unless their own default is larger
-/// (Adadelta: 1): no curvature bounds it, and with 0.01 a weight can travel by 1 in 100 steps.
+/// The step size that "auto" means for rules whose steps do not scale with the gradient (Adam), unless their own default is
+/// larger (Adadelta: 1): no curvature bounds it, and with 0.01 a weight can travel by 1 in 100 steps.
 inline constexpr double kScaleFreeLr = 0.01;
 
 }  // namespace bilevel

@@ -34,8 +34,7 @@ TEST(TorchOptim, EveryRuleTakesItsStepsToTwelveDigits) {
     const auto loss = [&](const at::Tensor&, const at::Tensor& y) {
       return 0.5 * y.dot(A.to(dtype).mv(y)) - b.to(dtype).dot(y) + 0.05 * y.pow(4).sum();
     };
-    const FunctionProblem problem(
-        {.inner_loss = loss, .outer_loss = loss, .x0 = at::zeros({1}, dtype), .y0 = y0.to(dtype)});
+    const FunctionProblem problem({.inner_loss = loss, .outer_loss = loss, .x0 = at::zeros({1}, dtype), .y0 = y0.to(dtype)});
     const AutodiffOracle oracle(problem);
     for (const auto& row : gold["cases"]) {
       const auto keys = row["keys"].get<std::string>();

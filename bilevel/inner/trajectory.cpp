@@ -181,8 +181,7 @@ RuleInput Trajectory::last_input() const {
   const int64_t t = steps_ - 1;
   require(current_ || kept_.back().t == t, "Trajectory::last_input: the point before the last step was not kept.");
   const Point& point = current_ ? *current_ : kept_.back().point;
-  return solver_.input(context_, point, t,
-                       context_.oracle.inner(context_.x, point.y, batch(t)).y);
+  return solver_.input(context_, point, t, context_.oracle.inner(context_.x, point.y, batch(t)).y);
 }
 
 Trajectory::Kept Trajectory::pop(int64_t t) {

@@ -28,8 +28,8 @@ struct TrajectoryPolicy {
   /// Bytes for everything that the solve and the way back allocate. Graphs are kept where all of them fit, else states where all
   /// of them do, else as many checkpoints as do. 0: no budget.
   int64_t budget = 0;
-  /// False: a solve of a fixed number of steps takes no gradient at y_T for the sake of InnerSolution::loss and stationarity alone. They
-  /// are then those of its last step, at y_{T−1} and on that step's batch.
+  /// False: a solve of a fixed number of steps takes no gradient at y_T for the sake of InnerSolution::loss and stationarity
+  /// alone. They are then those of its last step, at y_{T−1} and on that step's batch.
   bool look_at_end = true;
 };
 

@@ -12,11 +12,11 @@ using Tensors = std::vector<at::Tensor>;
 
 /// What one step of a rule depends on.
 struct RuleInput {
-  at::Tensor y;         // [dy]
-  Tensors state;        // s, one tensor for each slot
-  at::Tensor gradient;  // ∂y g at y [dy]
-  Tensors h;            // the rule's hyperparameters in the order of `hyperparameters()`, each a scalar or [dy]
-  int64_t step = 0;     // steps done before this one since the state was fresh; for bias correction
+  at::Tensor y;                // [dy]
+  Tensors state;               // s, one tensor for each slot
+  at::Tensor gradient;         // ∂y g at y [dy]
+  Tensors h;                   // the rule's hyperparameters in the order of `hyperparameters()`, each a scalar or [dy]
+  int64_t step = 0;            // steps done before this one since the state was fresh; for bias correction
   bool h_is_constant = false;  // no derivative by h is wanted: `vjp` leaves RuleCotangent::h empty
 };
 
@@ -49,8 +49,8 @@ class UpdateRule {
 
   virtual RuleOutput step(const RuleInput& in) const = 0;
   virtual RuleCotangent vjp(const RuleInput& in, const at::Tensor& y_bar, const Tensors& state_bar) const;
-  /// The derivative of (y', s') along `tangent`, whose fields hold the directions. They may be blocks of k directions, row by row: [k, dy],
-  /// and [k, 1] for a scalar of h; what is no block counts for every row. The result then is a block.
+  /// The derivative of (y', s') along `tangent`, whose fields hold the directions. They may be blocks of k directions, row by
+  /// row: [k, dy], and [k, 1] for a scalar of h; what is no block counts for every row. The result then is a block.
   virtual RuleOutput jvp(const RuleInput& in, const RuleCotangent& tangent) const;
 
   /// w of a weight decay that is added to the gradient, from the options; 0 where x determines it.

@@ -45,7 +45,8 @@ bool WindowedInverse::add(const std::vector<at::Tensor>& blocks, const at::Tenso
   for (int64_t t = 0; t < fresh; ++t) {
     const at::Tensor& S = blocks[static_cast<size_t>(t)];
     require_block(S, ridge, "WindowedInverse::add");
-    require(S.size(0) == block_rows_, fmt::format("WindowedInverse::add: blocks should have {} rows, got {}.", block_rows_, S.size(0)));
+    require(S.size(0) == block_rows_,
+            fmt::format("WindowedInverse::add: blocks should have {} rows, got {}.", block_rows_, S.size(0)));
     if (t >= fresh - most) kept.push_back(S);
   }
   S_ = at::cat(kept);
@@ -107,7 +108,8 @@ bool SmoothedInverse::update(const std::vector<at::Tensor>& blocks, const at::Te
     const int64_t r = std::min(block.size(0), d);
     const at::Tensor due = (next_ + at::arange(r, at::kLong)).remainder(d).to(P_.device());
     next_ = (next_ + r) % d;
-    const at::Tensor share = ridge.to(at::kDouble).index_select(0, due) * (of_block * static_cast<double>(d) / static_cast<double>(r));
+    const at::Tensor share =
+        ridge.to(at::kDouble).index_select(0, due) * (of_block * static_cast<double>(d) / static_cast<double>(r));
     rows.push_back(at::zeros({r, d}, P_.options()).scatter_(1, due.unsqueeze(1), share.sqrt().unsqueeze(1)));
   }
   const at::Tensor U = at::cat(rows), UP = U.mm(P_);

@@ -6,15 +6,16 @@
 
 namespace bilevel {
 
-/// q = (diag δ + F)⁻¹ b for an F that is known only by outer products which come a few at a time: blocks S [r, d] with E[SᵀS] = F.
-/// δ [d] is positive.
+/// q = (diag δ + F)⁻¹ b for an F that is known only by outer products which come a few at a time: blocks S [r, d] with E[SᵀS] =
+/// F. δ [d] is positive.
 ///
-/// The ridge δ is in no outer product, and a mean that forgets would forget it; each tracker has its own way to keep it. `state` goes
-/// into a checkpoint, and a tracker made from it goes on with the same bits.
+/// The ridge δ is in no outer product, and a mean that forgets would forget it; each tracker has its own way to keep it. `state`
+/// goes into a checkpoint, and a tracker made from it goes on with the same bits.
 class InverseTracker {
  public:
   virtual ~InverseTracker() = default;
-  /// Takes blocks, the oldest first. False where the matrix is not positive definite to rounding; the tracker is then empty again.
+  /// Takes blocks, the oldest first. False where the matrix is not positive definite to rounding; the tracker is then empty
+  /// again.
   virtual bool add(const std::vector<at::Tensor>& blocks, const at::Tensor& ridge) = 0;
   /// After at least one block; b is [d].
   virtual at::Tensor solve(const at::Tensor& b, const at::Tensor& ridge) const = 0;
@@ -25,14 +26,17 @@ class InverseTracker {
 ///
 ///     q = δ⁻¹ (b − Sᵀ (I + S δ⁻¹ Sᵀ)⁻¹ S δ⁻¹ b)
 ///
-/// Memory [rows, d], and O(rows² d) for a solve; where d is smaller the matrix is formed, in O(rows d²). The ridge is that of the solve.
+/// Memory [rows, d], and O(rows² d) for a solve; where d is smaller the matrix is formed, in O(rows d²). The ridge is that of the
+/// solve.
 class WindowedInverse final : public InverseTracker {
  public:
   /// Blocks of other than `block_rows` rows are not taken; a state of such is dropped.
   WindowedInverse(int64_t rows, int64_t block_rows, const std::vector<at::Tensor>& state = {});
   bool add(const std::vector<at::Tensor>& blocks, const at::Tensor& ridge) override;
   at::Tensor solve(const at::Tensor& b, const at::Tensor& ridge) const override;
-  std::vector<at::Tensor> state() const override { return S_.defined() ? std::vector<at::Tensor>{S_} : std::vector<at::Tensor>{}; }
+  std::vector<at::Tensor> state() const override {
+    return S_.defined() ? std::vector<at::Tensor>{S_} : std::vector<at::Tensor>{};
+  }
 
  private:
   int64_t rows_, block_rows_;
@@ -43,9 +47,9 @@ class WindowedInverse final : public InverseTracker {
 ///
 ///     P ← (P − P Uᵀ (β I + U P Uᵀ)⁻¹ U P) / β,    U = √(1 − β) [S; pseudo-scores]
 ///
-/// The ridge comes in as pseudo-scores √(δ_j d/r) e_j along as many coordinates as the block has rows, the next ones each time, so that
-/// their mean is diag δ. The first blocks, all of one `add`, are inverted as a whole, so that A is right from the start. In double
-/// whatever the dtype of the blocks, O(r d²) for a block, and a product for a solve.
+/// The ridge comes in as pseudo-scores √(δ_j d/r) e_j along as many coordinates as the block has rows, the next ones each time,
+/// so that their mean is diag δ. The first blocks, all of one `add`, are inverted as a whole, so that A is right from the start.
+/// In double whatever the dtype of the blocks, O(r d²) for a block, and a product for a solve.
 class SmoothedInverse final : public InverseTracker {
  public:
   explicit SmoothedInverse(double beta, const std::vector<at::Tensor>& state = {});

@@ -19,7 +19,8 @@ at::Tensor block(int64_t t, int64_t d) {
   static std::map<int64_t, at::Tensor> mixings;
   at::Tensor& mixing = mixings[d];
   if (!mixing.defined()) {
-    mixing = (at::eye(d, at::kDouble) + 0.4 * Stream(0, "mixing").at(0).normal({d, d})) / (1 + at::arange(d, at::kDouble)).unsqueeze(1);
+    mixing = (at::eye(d, at::kDouble) + 0.4 * Stream(0, "mixing").at(0).normal({d, d})) /
+             (1 + at::arange(d, at::kDouble)).unsqueeze(1);
   }
   return Stream(0, "blocks").at(t).normal({kRows, d}).mm(mixing);
 }
@@ -77,7 +78,8 @@ TEST(SmoothedInverse, IsTheDenseInverseAfterThousandsOfUpdates) {
     EXPECT_LT(distance(tracker.solve(rhs(d), ridge_of(d)), expected), 1e-9);
     const at::Tensor P = tracker.state().front();
     EXPECT_TRUE(at::equal(P, P.t()));
-    EXPECT_GT(distance(at::linalg_solve(smoothed_matrix(beta, d, 4, 990), rhs(d)), expected), 1e-3) << "the updates do not matter";
+    EXPECT_GT(distance(at::linalg_solve(smoothed_matrix(beta, d, 4, 990), rhs(d)), expected), 1e-3)
+        << "the updates do not matter";
   }
 }
 

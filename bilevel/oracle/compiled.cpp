@@ -43,8 +43,7 @@ std::shared_ptr<const Program> Program::load(const std::string& package) {
           fmt::format("Program::load: {} is no compiled program that can be used here; remove it. ({})", package, error.what()));
     }
   }();
-  return std::make_shared<const Program>(package,
-                                         [loader](Tensors inputs) { return loader->boxed_run(std::move(inputs)); });
+  return std::make_shared<const Program>(package, [loader](Tensors inputs) { return loader->boxed_run(std::move(inputs)); });
 }
 
 namespace {
@@ -130,7 +129,8 @@ CompiledOracle::CompiledOracle(const Problem& problem, std::shared_ptr<const Pro
     : Oracle(problem), autodiff_(problem), programs_(std::move(programs)) {
   require(programs_ != nullptr, "CompiledOracle: there are no programs; oracle = \"autodiff\" needs none.");
   const auto refuse = [](const char* what) {
-    throw Error(fmt::format("CompiledOracle: programs are compiled for losses {}; oracle = \"autodiff\" would be right here.", what));
+    throw Error(
+        fmt::format("CompiledOracle: programs are compiled for losses {}; oracle = \"autodiff\" would be right here.", what));
   };
   if (problem.draws_random_numbers()) refuse("that draw no random numbers");
   if (problem.has_optimality_map()) refuse("and not for an optimality map given directly");
@@ -140,7 +140,7 @@ CompiledOracle::CompiledOracle(const Problem& problem, std::shared_ptr<const Pro
 CompiledOracle::~CompiledOracle() = default;
 
 const CompiledProgram* CompiledOracle::program(Derivative derivative, const at::Tensor& x, const at::Tensor& y,
-                                                       const Batch& batch) const {
+                                               const Batch& batch) const {
   const auto key = std::make_pair(derivative, batch.full() ? -1 : batch.samples.size(0));
   const std::lock_guard lock(mutex_);
   auto found = found_.find(key);
@@ -164,9 +164,10 @@ void require_equal(const at::Tensor& found, const at::Tensor& expected, const at
   const double size = std::sqrt(static_cast<double>(off.numel()));
   const double of_zero = (is_double ? 1e-13 : 1e-5) * (1 + std::abs(value.item<double>())) * size;
   require(error <= (is_double ? 1e-6 : 1e-2) * norm + of_zero,
-          fmt::format("CompiledOracle: {} differs from autodiff by {:.2g} of {:.2g} (2-norms). The losses give different values for the "
-                      "same (x, y, batch), or the package is not theirs: remove it, or use oracle = \"autodiff\".",
-                      where, error, norm));
+          fmt::format(
+              "CompiledOracle: {} differs from autodiff by {:.2g} of {:.2g} (2-norms). The losses give different values for the "
+              "same (x, y, batch), or the package is not theirs: remove it, or use oracle = \"autodiff\".",
+              where, error, norm));
 }
 
 }  // namespace
@@ -202,13 +203,15 @@ void CompiledOracle::compare(const CompiledProgram& program, Derivative derivati
     }
   }
   for (size_t i = 0; i < expected.size(); ++i) {
-    const std::string where = fmt::format("result {} of the program \"{}\" in {}", i, to_string(derivative), program.program->name());
+    const std::string where =
+        fmt::format("result {} of the program \"{}\" in {}", i, to_string(derivative), program.program->name());
     require_equal(found[i], expected[i], value, where);
   }
   program.program->compared = true;
 }
 
-std::unique_ptr<Linearization> CompiledOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
+std::unique_ptr<Linearization> CompiledOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
+                                                               const Batch& batch) const {
   check_point(problem(), x, y, "CompiledOracle::linearize_inner");
   const CompiledProgram* linearization = program(Derivative::kLinearization, x, y, batch);
   if (!linearization) return autodiff_.linearize_inner(x, y, batch);
@@ -242,7 +245,8 @@ at::Tensor CompiledOracle::outer_value(const at::Tensor& x, const at::Tensor& y,
   return autodiff_.outer_value(x, y, batch);
 }
 
-std::unique_ptr<OutputSpace> CompiledOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+std::unique_ptr<OutputSpace> CompiledOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                          const OutputSamples& samples) const {
   return autodiff_.output_space(x, y, samples);
 }
 

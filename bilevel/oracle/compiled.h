@@ -63,10 +63,11 @@ class Programs {
 
 /// Derivatives of losses by programs that were compiled ahead of time.
 ///
-/// A program fuses what autodiff does operation by operation, so that small models are bound by their arithmetic and not by dispatch.
-/// Shapes are fixed: each size of batch has its own programs. Where there is none, and for Gauss–Newton products, ∂x g and plain
-/// values, it asks autodiff. A block of directions is done row by row. Each program is compared with autodiff once, before it is first
-/// used: a program of other losses than the problem's is an Error. The problem must outlive the oracle. Serves one thread.
+/// A program fuses what autodiff does operation by operation, so that small models are bound by their arithmetic and not by
+/// dispatch. Shapes are fixed: each size of batch has its own programs. Where there is none, and for Gauss–Newton products, ∂x g
+/// and plain values, it asks autodiff. A block of directions is done row by row. Each program is compared with autodiff once,
+/// before it is first used: a program of other losses than the problem's is an Error. The problem must outlive the oracle. Serves
+/// one thread.
 class CompiledOracle final : public Oracle {
  public:
   /// Throws Error for problems that draw random numbers, give their optimality map, or have several inner problems.
@@ -79,7 +80,8 @@ class CompiledOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
-  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y,
+                                            const OutputSamples& samples) const override;
 
   /// Gradients, linearizations and products that had no program.
   int64_t left_to_autodiff() const { return left_to_autodiff_; }
@@ -87,7 +89,8 @@ class CompiledOracle final : public Oracle {
  private:
   class CompiledLinearization;
   const CompiledProgram* program(Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
-  void compare(const CompiledProgram& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const;
+  void compare(const CompiledProgram& program, Derivative derivative, const at::Tensor& x, const at::Tensor& y,
+               const Batch& batch) const;
 
   const AutodiffOracle autodiff_;
   const std::shared_ptr<const Programs> programs_;

@@ -38,7 +38,8 @@ class ByHand : public Programs {
  public:
   explicit ByHand(at::Tensor a, double factor = 1) : a_(std::move(a)), factor_(factor) {}
 
-  std::optional<CompiledProgram> find(Derivative derivative, const at::Tensor&, const at::Tensor&, const Batch& batch) const override {
+  std::optional<CompiledProgram> find(Derivative derivative, const at::Tensor&, const at::Tensor&,
+                                      const Batch& batch) const override {
     if (!batch.full()) return std::nullopt;
     ++asked_;
     return CompiledProgram{std::make_shared<Program>(std::string(to_string(derivative)), function(derivative)), {a_}};

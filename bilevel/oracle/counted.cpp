@@ -61,7 +61,8 @@ class CountedJointPass final : public JointPass {
     meter_->add(&Cost::cross_products);
     return pass_->inner(x, y, v, batch, r, Hv, cross);
   }
-  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
+               const at::Tensor& f_x) override {
     meter_->add(&Cost::gradients);
     return pass_->outer(x, y, batch, f_y, f_x);
   }
@@ -105,7 +106,8 @@ class CountedOutputSpace final : public OutputSpace {
 
 }  // namespace
 
-std::unique_ptr<OutputSpace> CountedOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+std::unique_ptr<OutputSpace> CountedOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                         const OutputSamples& samples) const {
   meter_->add(&Cost::forwards, 2);
   return std::make_unique<CountedOutputSpace>(oracle_.output_space(x, y, samples), meter_);
 }

@@ -12,9 +12,10 @@ namespace bilevel {
 /// Counts every call of the oracle that it stands on, which must outlive it.
 ///
 /// A linearization counts as one gradient; a product with ∂y r as one HVP; a vjp as one HVP and one cross product; a product of a
-/// block [k, d] counts k times. Scores of a batch count as its gradient; a joint pass counts as what is in it. An output space counts a
-/// forward pass for each of its two outputs and again where features are asked for, two gradients for the gradient of an adjoint's
-/// loss, and one cross product. `watch`, where given, is called before each call, and may end a computation by throwing.
+/// block [k, d] counts k times. Scores of a batch count as its gradient; a joint pass counts as what is in it. An output space
+/// counts a forward pass for each of its two outputs and again where features are asked for, two gradients for the gradient of an
+/// adjoint's loss, and one cross product. `watch`, where given, is called before each call, and may end a computation by
+/// throwing.
 class CountedOracle final : public Oracle {
  public:
   explicit CountedOracle(const Oracle& oracle, std::function<void()> watch = {})
@@ -25,7 +26,8 @@ class CountedOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
-  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y,
+                                            const OutputSamples& samples) const override;
   at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const override;
   std::unique_ptr<JointPass> joint_pass() const override;
   at::Tensor whole(const at::Tensor& x_bar) const override { return oracle_.whole(x_bar); }

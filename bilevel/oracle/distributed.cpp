@@ -35,12 +35,14 @@ struct Share {
 
 class DistributedOracle::Shares {
  public:
-  Shares(const Problem& problem, std::shared_ptr<const Processes> processes) : processes_(std::move(processes)), problem_(problem) {
+  Shares(const Problem& problem, std::shared_ptr<const Processes> processes)
+      : processes_(std::move(processes)), problem_(problem) {
     const bool map = problem.has_optimality_map();  // no mean over samples
     inner_ = slice(map ? 0 : problem.inner_samples());
     outer_ = slice(problem.outer_samples());
     require(inner_.n > 0 || outer_.n > 0,
-            "DistributedOracle: neither loss of this problem takes batches, so there are no samples to share; run it in one process.");
+            "DistributedOracle: neither loss of this problem takes batches, so there are no samples to share; run it in one "
+            "process.");
     const std::vector<std::string> own = map ? std::vector<std::string>{} : problem.outer_parts_of_samples();
     for (const Part& part : problem.outer_layout().parts()) {
       if (std::find(own.begin(), own.end(), part.name) == own.end()) {
@@ -48,7 +50,8 @@ class DistributedOracle::Shares {
         continue;
       }
       require(inner_.n > 0 && !part.shape.empty() && part.shape.front() == inner_.n,
-              fmt::format("DistributedOracle: the part \"{}\" of x should have one entry for each of the {} inner samples, and its shape is [{}].",
+              fmt::format("DistributedOracle: the part \"{}\" of x should have one entry for each of the {} inner samples, and "
+                          "its shape is [{}].",
                           part.name, inner_.n, fmt::join(part.shape, ", ")));
       of_samples_.push_back(part);
     }
@@ -76,7 +79,8 @@ class DistributedOracle::Shares {
     for (size_t i = 0; i < gathered.size(); ++i) rows(x_bar, of_samples_[i]).index_copy_(-2, batch.samples, gathered[i]);
   }
 
-  /// Value and gradients of f. Its ∂x seldom touches entries of single inner samples; where it does, they go in a second exchange.
+  /// Value and gradients of f. Its ∂x seldom touches entries of single inner samples; where it does, they go in a second
+  /// exchange.
   void sum_outer(const at::Tensor& value, const at::Tensor& f_y, const at::Tensor& f_x) const {
     if (!have_samples_entries()) return sum({value, f_y}, f_x, Entries::kOfNoSample);
     at::Tensor touched = at::zeros({1}, f_x.options());
@@ -126,7 +130,8 @@ class DistributedOracle::Shares {
       const at::Tensor& all = batch.samples;
       require(all.dim() == 1 && all.scalar_type() == at::kLong && all.size(0) > 0 && all.min().item<int64_t>() >= 0 &&
                   all.max().item<int64_t>() < slice.n,
-              fmt::format("DistributedOracle: a batch should hold the numbers of its samples, int64 [B], from 0 to {}.", slice.n - 1));
+              fmt::format("DistributedOracle: a batch should hold the numbers of its samples, int64 [B], from 0 to {}.",
+                          slice.n - 1));
       out.batch.samples = all.masked_select(all.ge(slice.first).logical_and_(all.lt(slice.end)));
       n = all.size(0);
     }
@@ -157,7 +162,8 @@ at::Tensor weighted(const Share& share, const F& of, at::IntArrayRef shape, cons
 }
 
 at::Tensor weighted(const Share& share, const at::Tensor& t, at::IntArrayRef shape, const at::Tensor& like) {
-  return weighted(share, [&] { return t; }, shape, like);
+  return weighted(
+      share, [&] { return t; }, shape, like);
 }
 
 class SharedLinearization final : public Linearization {
@@ -173,21 +179,25 @@ class SharedLinearization final : public Linearization {
   at::Tensor value() override { return at_point().value; }
   at::Tensor residual() override { return at_point().y; }
   at::Tensor grad_x() override {
-    at::Tensor x_bar = weighted(share_, [&] { return own_->grad_x(); }, {dx_}, like_);
+    at::Tensor x_bar = weighted(
+        share_, [&] { return own_->grad_x(); }, {dx_}, like_);
     shares_->sum({}, x_bar, Entries::kOfBatch, batch_);
     return x_bar;
   }
   at::Tensor jvp_y(const at::Tensor& v) override {
-    return summed(weighted(share_, [&] { return own_->jvp_y(v); }, v.sizes(), like_));
+    return summed(weighted(
+        share_, [&] { return own_->jvp_y(v); }, v.sizes(), like_));
   }
   Vjp vjp(const at::Tensor& w) override { return vjp(w, Entries::kOfBatch); }
   Vjp vjp_share(const at::Tensor& w) override { return vjp(w, Entries::kOfNoSample); }
   at::Tensor jvp_x(const at::Tensor& u) override {
-    return summed(weighted(share_, [&] { return own_->jvp_x(u); }, shape(u, dy_), like_));
+    return summed(weighted(
+        share_, [&] { return own_->jvp_x(u); }, shape(u, dy_), like_));
   }
   at::Tensor gauss_newton(const at::Tensor& v) override {
     require(shares_->problem().has_outputs(), "DistributedOracle: gauss_newton needs a problem that offers outputs.");
-    return summed(weighted(share_, [&] { return own_->gauss_newton(v); }, v.sizes(), like_));
+    return summed(weighted(
+        share_, [&] { return own_->gauss_newton(v); }, v.sizes(), like_));
   }
   bool symmetric() const override {
     return !shares_->problem().has_optimality_map() || shares_->problem().optimality_map_is_symmetric();
@@ -205,8 +215,10 @@ class SharedLinearization final : public Linearization {
 
   const Gradients& at_point() {
     if (point_.y.defined()) return point_;
-    point_.value = weighted(share_, [&] { return own_->value(); }, {}, like_);
-    point_.y = weighted(share_, [&] { return own_->residual(); }, {dy_}, like_);
+    point_.value = weighted(
+        share_, [&] { return own_->value(); }, {}, like_);
+    point_.y = weighted(
+        share_, [&] { return own_->residual(); }, {dy_}, like_);
     shares_->sum({point_.value, point_.y});
     return point_;
   }
@@ -272,13 +284,14 @@ class SharedJointPass final : public JointPass {
   double inner(const at::Tensor& x, const at::Tensor& y, const at::Tensor& v, const Batch& batch, const at::Tensor& r,
                const at::Tensor& Hv, const at::Tensor& cross) override {
     const Share share = shares_->inner(batch);
-    const at::Tensor g = take(share, r.options(), {r, Hv, cross},
-                              [&] { return own_->inner(x, y, v, share.batch, r, Hv, cross); });
+    const at::Tensor g =
+        take(share, r.options(), {r, Hv, cross}, [&] { return own_->inner(x, y, v, share.batch, r, Hv, cross); });
     shares_->sum({g, r, Hv}, cross, Entries::kOfBatch, batch);
     return g.item<double>();
   }
 
-  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
+               const at::Tensor& f_x) override {
     const Share share = shares_->outer(batch);
     const at::Tensor f = take(share, f_y.options(), {f_y, f_x}, [&] { return own_->outer(x, y, share.batch, f_y, f_x); });
     shares_->sum_outer(f, f_y, f_x);
@@ -305,7 +318,9 @@ class SharedJointPass final : public JointPass {
 }  // namespace
 
 DistributedOracle::DistributedOracle(const Oracle& oracle, std::shared_ptr<const Processes> processes)
-    : Oracle(oracle.problem()), oracle_(oracle), shares_(std::make_shared<const Shares>(oracle.problem(), std::move(processes))) {}
+    : Oracle(oracle.problem()),
+      oracle_(oracle),
+      shares_(std::make_shared<const Shares>(oracle.problem(), std::move(processes))) {}
 
 DistributedOracle::~DistributedOracle() = default;
 
@@ -339,21 +354,24 @@ Gradients DistributedOracle::outer(const at::Tensor& x, const at::Tensor& y, con
 
 at::Tensor DistributedOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   const Share share = shares_->inner(batch);
-  const at::Tensor x_bar = weighted(share, [&] { return oracle_.inner_grad_x(x, y, share.batch); }, x.sizes(), x);
+  const at::Tensor x_bar = weighted(
+      share, [&] { return oracle_.inner_grad_x(x, y, share.batch); }, x.sizes(), x);
   shares_->sum({}, x_bar, Entries::kOfBatch, batch);
   return x_bar;
 }
 
 at::Tensor DistributedOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   const Share share = shares_->inner(batch);
-  const at::Tensor g = weighted(share, [&] { return oracle_.inner_value(x, y, share.batch); }, {}, y);
+  const at::Tensor g = weighted(
+      share, [&] { return oracle_.inner_value(x, y, share.batch); }, {}, y);
   shares_->sum({g});
   return g;
 }
 
 at::Tensor DistributedOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   const Share share = shares_->outer(batch);
-  const at::Tensor f = weighted(share, [&] { return oracle_.outer_value(x, y, share.batch); }, {}, y);
+  const at::Tensor f = weighted(
+      share, [&] { return oracle_.outer_value(x, y, share.batch); }, {}, y);
   shares_->sum({f});
   return f;
 }

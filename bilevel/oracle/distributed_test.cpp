@@ -102,8 +102,12 @@ class Marked final : public Problem {
   explicit Marked(const Base& base) : base_(base) {}
   const Layout& outer_layout() const override { return base_.outer_layout(); }
   const Layout& inner_layout() const override { return base_.inner_layout(); }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.inner_loss(x, y, b); }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override { return base_.outer_loss(x, y, b); }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.inner_loss(x, y, b);
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
+    return base_.outer_loss(x, y, b);
+  }
   at::Tensor initial_outer() const override { return base_.initial_outer(); }
   at::Tensor initial_inner(const at::Tensor& x, int64_t slice) const override { return base_.initial_inner(x, slice); }
   int64_t inner_samples() const override { return base_.inner_samples(); }

@@ -10,7 +10,8 @@ namespace bilevel {
 ///
 /// A product costs two gradients, and its relative error is about 1e-9 in double and 1e-4 in float for smooth losses; at the
 /// kinks of ReLU and max-pooling it is wrong by nature. The step is ε = ∛u · (1 + ‖point‖) / ‖direction‖ with u the unit
-/// round-off. Of an optimality map given directly it has no `vjp`, and says so. First derivatives are those of the oracle that it stands on, which must outlive it.
+/// round-off. Of an optimality map given directly it has no `vjp`, and says so. First derivatives are those of the oracle that it
+/// stands on, which must outlive it.
 class FiniteDifferenceOracle final : public Oracle {
  public:
   explicit FiniteDifferenceOracle(const Oracle& first_order) : Oracle(first_order.problem()), first_order_(first_order) {}
@@ -29,7 +30,8 @@ class FiniteDifferenceOracle final : public Oracle {
     return first_order_.outer_value(x, y, b);
   }
   /// That of the oracle it stands on: its second derivatives are those of the loss by the outputs.
-  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y,
+                                            const OutputSamples& samples) const override;
 
  private:
   const std::unique_ptr<const Oracle> owned_;  // or null

@@ -23,7 +23,8 @@ class MicroBatchOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
-  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y,
+                                            const OutputSamples& samples) const override;
 
  private:
   const Oracle& oracle_;

@@ -550,7 +550,8 @@ class Joint {
 template <class T>
 class NativeJointPass final : public JointPass {
  public:
-  NativeJointPass(const Model* inner, const Model* outer, std::unique_ptr<JointPass> otherwise) : otherwise_(std::move(otherwise)) {
+  NativeJointPass(const Model* inner, const Model* outer, std::unique_ptr<JointPass> otherwise)
+      : otherwise_(std::move(otherwise)) {
     if (inner) inner_.emplace(*inner);
     if (outer) outer_.emplace(*outer);
   }
@@ -559,7 +560,8 @@ class NativeJointPass final : public JointPass {
     if (!inner_) return otherwise_->inner(x, y, v, batch, r, Hv, cross);
     return (*inner_)(x, y, &v, batch, r, &Hv, cross);
   }
-  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
+               const at::Tensor& f_x) override {
     if (!outer_) return otherwise_->outer(x, y, batch, f_y, f_x);
     return (*outer_)(x, y, nullptr, batch, f_y, nullptr, f_x);
   }
@@ -650,14 +652,16 @@ at::Tensor NativeOracle::outer_value(const at::Tensor& x, const at::Tensor& y, c
   return at_point(*outer_, x, y, batch, "NativeOracle::outer_value", [](auto& point) { return point.value(); });
 }
 
-std::unique_ptr<OutputSpace> NativeOracle::output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const {
+std::unique_ptr<OutputSpace> NativeOracle::output_space(const at::Tensor& x, const at::Tensor& y,
+                                                        const OutputSamples& samples) const {
   return autodiff_.output_space(x, y, samples);
 }
 
 // z = W a + c, and s = (D a_iᵀ row by row, then D) for each D = √(w_i p) ∂z ℓ.
 at::Tensor NativeOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
   const LinearForm* form = problem().inner_linear_form();
-  if (form == nullptr || form->models != 1 || form->features.layout() != at::kStrided) return autodiff_.scores(x, y, batch, labels);
+  if (form == nullptr || form->models != 1 || form->features.layout() != at::kStrided)
+    return autodiff_.scores(x, y, batch, labels);
   check_point(problem(), x, y, "NativeOracle::scores");
   const at::NoGradGuard no_grad;
   const at::Tensor samples = batch.full() ? at::arange(form->features.size(0), at::kLong) : batch.samples;

@@ -15,8 +15,9 @@ class Model;
 ///
 /// Every product is one pass over the features in blocks that stay in the core's cache, by the widest vectors of the processor:
 /// several times faster than autodiff, and equal to it to rounding. What depends on x (weights, ridge) is differentiated by
-/// its maps where the form gives such, else by autograd, in vectors of n and of dy. A batch's samples are read where they are. float is summed up in float within about a
-/// thousand samples, and in double beyond. The same number of threads gives the same bits. The problem must outlive the oracle.
+/// its maps where the form gives such, else by autograd, in vectors of n and of dy. A batch's samples are read where they are.
+/// float is summed up in float within about a thousand samples, and in double beyond. The same number of threads gives the same
+/// bits. The problem must outlive the oracle.
 class NativeOracle final : public Oracle {
  public:
   /// Throws Error where the problem offers no form, or one that does not fit its layouts.
@@ -29,7 +30,8 @@ class NativeOracle final : public Oracle {
   at::Tensor inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
   at::Tensor outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
-  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const override;
+  std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y,
+                                            const OutputSamples& samples) const override;
   /// Outer products of output scores and features.
   at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const override;
   /// One pass over the batch's features for all three products, without an allocation.

@@ -39,16 +39,18 @@ void check_map(const SpreadMap& map, int64_t most, int64_t dx, at::ScalarType dt
   require(map.index.defined() || map.size <= 1 || map.size == most,
           fmt::format("{}: without an index the part should have 1 or {} elements, and it has {}.", what, most, map.size));
   if (map.index.defined()) {
-    require(map.index.is_contiguous() && map.index.scalar_type() == at::kLong && map.index.dim() == 1 && map.index.size(0) == most,
-            fmt::format("{}: index should be contiguous int64 [{}], got {} [{}].", what, most,
-                        c10::toString(map.index.scalar_type()), fmt::join(map.index.sizes(), ", ")));
+    require(
+        map.index.is_contiguous() && map.index.scalar_type() == at::kLong && map.index.dim() == 1 && map.index.size(0) == most,
+        fmt::format("{}: index should be contiguous int64 [{}], got {} [{}].", what, most, c10::toString(map.index.scalar_type()),
+                    fmt::join(map.index.sizes(), ", ")));
     require(map.index.min().item<int64_t>() >= 0 && map.index.max().item<int64_t>() < map.size,
             fmt::format("{}: index has an element outside 0…{}.", what, map.size - 1));
   }
   if (!map.factor.defined()) return;
-  require(map.factor.is_contiguous() && map.factor.scalar_type() == dtype && (map.factor.numel() == 1 || map.factor.numel() == most),
-          fmt::format("{}: factor should be contiguous {} with 1 or {} elements, got {} [{}].", what, c10::toString(dtype), most,
-                      c10::toString(map.factor.scalar_type()), fmt::join(map.factor.sizes(), ", ")));
+  require(
+      map.factor.is_contiguous() && map.factor.scalar_type() == dtype && (map.factor.numel() == 1 || map.factor.numel() == most),
+      fmt::format("{}: factor should be contiguous {} with 1 or {} elements, got {} [{}].", what, c10::toString(dtype), most,
+                  c10::toString(map.factor.scalar_type()), fmt::join(map.factor.sizes(), ", ")));
 }
 
 }  // namespace
@@ -154,8 +156,8 @@ void Coefficients<T>::move_to(const at::Tensor& x, const Batch& batch, int64_t n
     const at::Tensor& s = weights_value_;
     const std::vector<int64_t> shape = form_.models == 1 ? std::vector<int64_t>{n} : std::vector<int64_t>{form_.models, n};
     require(s.sizes() == at::IntArrayRef(shape) && s.scalar_type() == kType<T>,
-            fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(kType<T>), fmt::join(shape, ", "),
-                        c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
+            fmt::format("LinearForm::sample_weights: expected {} [{}], got {} [{}].", c10::toString(kType<T>),
+                        fmt::join(shape, ", "), c10::toString(s.scalar_type()), fmt::join(s.sizes(), ", ")));
     weights_ = s.const_data_ptr<T>();
   }
   if (!ridge_spread_.empty()) {
@@ -197,7 +199,8 @@ void Coefficients<T>::gradient(double a, const T* of_weights, double b, const T*
     if (one_ridge_) {
       double product = 0;
       for (int64_t j = 0; j < dy_; ++j) product += static_cast<double>(y[j]) * static_cast<double>(w[j]);
-      for_each_slope(ridge, nullptr, 1, [&](int64_t, int64_t e, T slope) { sums[e] += b * product * static_cast<double>(slope); });
+      for_each_slope(ridge, nullptr, 1,
+                     [&](int64_t, int64_t e, T slope) { sums[e] += b * product * static_cast<double>(slope); });
     } else {
       for_each_slope(ridge, nullptr, dy_, [&](int64_t j, int64_t e, T slope) {
         sums[e] += b * static_cast<double>(y[j]) * static_cast<double>(w[j]) * static_cast<double>(slope);

@@ -23,8 +23,8 @@ class Buffer {
 /// Throws Error where the form's maps do not fit its samples, y [dy], x [dx] or dtype.
 void check_maps(const LinearForm& form, int64_t samples, int64_t dy, int64_t dx, at::ScalarType dtype);
 
-/// s(x) of a batch's samples and λ(x), at one x after another, and their derivatives: by the form's maps where it gives such, else
-/// by autograd through its functions.
+/// s(x) of a batch's samples and λ(x), at one x after another, and their derivatives: by the form's maps where it gives such,
+/// else by autograd through its functions.
 template <class T>
 class Coefficients {
  public:

@@ -183,7 +183,8 @@ void sparse_dot(const Samples<T>& s, const Block<T>& block, const T* HWY_RESTRIC
     }
   }
   // Those past the last sample repeat it.
-  for (int64_t c = 0; c < m; ++c) std::fill(U + c * kBlock + block.rows, U + c * kBlock + block.padded, U[c * kBlock + block.rows - 1]);
+  for (int64_t c = 0; c < m; ++c)
+    std::fill(U + c * kBlock + block.rows, U + c * kBlock + block.padded, U[c * kBlock + block.rows - 1]);
 }
 
 template <int M, class T>
@@ -545,7 +546,8 @@ void curvature(const Samples<T>& s, const T* V, int64_t k, int64_t first, int64_
 template <class T>
 double joint(const Samples<T>& s, const T* V, int64_t first, int64_t last, T* G, T* losses, T* cross, T* work) {
   const int64_t C = s.classes, K = s.models;
-  T *U = work, *state = U + 2 * K * C * kBlock, *w = state + C * kBlock, *l = w + kBlock, *slope = l + kBlock, *t = slope + kBlock;
+  T *U = work, *state = U + 2 * K * C * kBlock, *w = state + C * kBlock, *l = w + kBlock, *slope = l + kBlock,
+    *t = slope + kBlock;
   double value = 0;
   for (int64_t b = first; b < last; ++b) {
     const Block<T> block = block_at(s, b);

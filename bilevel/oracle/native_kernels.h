@@ -20,8 +20,8 @@ enum class Phi { kIdentity, kExp, kSigmoid, kSoftplus };
 /// A sample's features are read where they are, but for their last d mod kPad: those, a 1 for the bias and zeros make one row of
 /// `ends` [n, kPad] (of one row for all, where end_pitch = 0).
 ///
-/// Sparse features are rows of numbers and their columns (CSR). V and G are then [columns, m], the bias the last column where there
-/// is one: what a number of the features is multiplied with lies side by side.
+/// Sparse features are rows of numbers and their columns (CSR). V and G are then [columns, m], the bias the last column where
+/// there is one: what a number of the features is multiplied with lies side by side.
 template <class T>
 struct Samples {
   const T* features = nullptr;
@@ -29,14 +29,14 @@ struct Samples {
   int64_t body = 0;  // ⌊d / kPad⌋ · kPad
   const T* ends = nullptr;
   int64_t end_pitch = 0;
-  int64_t pitch = 0;               // body + kPad
+  int64_t pitch = 0;                    // body + kPad
   const int64_t* row_starts = nullptr;  // [all + 1]; null: dense
   const int64_t* columns = nullptr;     // [stored], those of `values`
   const T* values = nullptr;            // [stored]
   int64_t bias_column = -1;             // −1: no bias
-  const int64_t* index = nullptr;  // the batch's samples; null: all, in order
-  int64_t n = 0;                   // of the batch
-  int64_t rows = kBlock;           // of a block, at most kBlock
+  const int64_t* index = nullptr;       // the batch's samples; null: all, in order
+  int64_t n = 0;                        // of the batch
+  int64_t rows = kBlock;                // of a block, at most kBlock
   Link link = Link::kSquared;
   int64_t classes = 1;              // C
   const int64_t* labels = nullptr;  // softmax: [all]
@@ -61,8 +61,8 @@ struct Passes {
   /// For k blocks of K C rows of V, with u = V a:  G += s ∂²ℓ/∂z² u aᵀ scale;  cross = ⟨∂ℓ/∂z, u⟩ scale [k, K, n].
   void (*curvature)(const Samples<T>&, const T* V, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* cross,
                     T* work);
-  /// Both at once, for 2 K C rows of V, those of y before those of a direction: G [2 K C, pitch] takes both sums, `losses` and `cross`
-  /// are [K, n]. Returns Σ s ℓ scale.
+  /// Both at once, for 2 K C rows of V, those of y before those of a direction: G [2 K C, pitch] takes both sums, `losses` and
+  /// `cross` are [K, n]. Returns Σ s ℓ scale.
   double (*joint)(const Samples<T>&, const T* V, int64_t first, int64_t last, T* G, T* losses, T* cross, T* work);
   /// For k blocks of s' [k, K, n]:  G += s' ∂ℓ/∂z aᵀ scale.
   void (*weighted)(const Samples<T>&, const T* weights, int64_t k, int64_t first, int64_t last, const T* state, T* G, T* work);

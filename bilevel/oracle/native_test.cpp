@@ -75,7 +75,8 @@ class Glm : public Problem {
     if (case_.weights == Weights::kFixed) form_.sample_weight_maps = {{.size = 0, .factor = fixed_}};
     if (case_.weights == Weights::kPerSample)
       form_.sample_weight_maps = {{.first = 0, .size = case_.n, .phi = Phi::kSigmoid, .factor = two}};
-    if (case_.weights == Weights::kPerSource) form_.sample_weight_maps = {{.first = 0, .size = 4, .phi = Phi::kExp, .index = sources_}};
+    if (case_.weights == Weights::kPerSource)
+      form_.sample_weight_maps = {{.first = 0, .size = 4, .phi = Phi::kExp, .index = sources_}};
     if (case_.weights == Weights::kBoth) {
       form_.sample_weight_maps = {{.first = 0, .size = case_.n, .phi = Phi::kSoftplus, .factor = fixed_},
                                   {.first = 0, .size = 4, .phi = Phi::kIdentity, .index = sources_}};
@@ -84,7 +85,8 @@ class Glm : public Problem {
     if (case_.ridge == Ridge::kScalar) form_.ridge_map = {.first = weight_count_, .size = 1, .phi = Phi::kExp};
     if (case_.ridge == Ridge::kPerWeight) form_.ridge_map = {.first = weight_count_, .size = ridge_count_, .phi = Phi::kExp};
     if (case_.ridge == Ridge::kGrouped) {
-      form_.ridge_map = {.first = weight_count_, .size = ridge_count_, .phi = Phi::kSoftplus, .index = groups(), .factor = members()};
+      form_.ridge_map = {
+          .first = weight_count_, .size = ridge_count_, .phi = Phi::kSoftplus, .index = groups(), .factor = members()};
     }
   }
 
@@ -311,8 +313,9 @@ std::vector<Case> all_cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, NativeOracleCases, testing::ValuesIn(all_cases()), [](const auto& one) {
   const Case& c = one.param;
-  return fmt::format("{}_{}x{}x{}_{}{}{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias", c.maps ? "_maps" : "", c.sparse ? "_sparse" : "",
-                     static_cast<int>(c.weights), static_cast<int>(c.ridge), c.models, c10::toString(c.dtype));
+  return fmt::format("{}_{}x{}x{}_{}{}{}_weights{}_ridge{}_models{}_{}", c.loss, c.n, c.d, c.C, c.bias ? "bias" : "nobias",
+                     c.maps ? "_maps" : "", c.sparse ? "_sparse" : "", static_cast<int>(c.weights), static_cast<int>(c.ridge),
+                     c.models, c10::toString(c.dtype));
 });
 
 // Written out by hand for one sample and two classes: not by way of autodiff.
@@ -427,8 +430,8 @@ TEST(NativeOracle, RefusesWhatDoesNotFit) {
   EXPECT_THROW(oracle.linearize_inner(at.x, at.y, {})->jvp_y(at.y.narrow(0, 0, 5)), Error);
   problem.form_.targets = problem.form_.targets + 1;
   EXPECT_THROW(NativeOracle{problem}, Error);
-  for (const SpreadMap& map : {SpreadMap{.first = 71, .size = 1}, SpreadMap{.size = 3}, SpreadMap{.size = 2, .index = at::arange(60)},
-                               SpreadMap{.size = 0, .factor = at::ones({60})}}) {
+  for (const SpreadMap& map : {SpreadMap{.first = 71, .size = 1}, SpreadMap{.size = 3},
+                               SpreadMap{.size = 2, .index = at::arange(60)}, SpreadMap{.size = 0, .factor = at::ones({60})}}) {
     Glm other(Case{});
     other.form_.ridge_map = map;
     EXPECT_THROW(NativeOracle{other}, Error);

@@ -2,9 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include "bilevel/core/error.h"
 #include "bilevel/oracle/output_space.h"
-#include <optional>
 
 #include "bilevel/core/guards.h"
 #include "bilevel/oracle/autograd.h"
@@ -28,7 +28,8 @@ class ByLinearization final : public JointPass {
     return lin->value().item<double>();
   }
 
-  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y, const at::Tensor& f_x) override {
+  double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
+               const at::Tensor& f_x) override {
     const Gradients f = oracle_.outer(x, y, batch);
     const at::NoGradGuard no_grad;
     f_y.copy_(f.y);
@@ -62,7 +63,8 @@ at::Tensor Oracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch&
     if (problem_.draws_random_numbers()) guard.emplace(batch.seed);
     const at::Tensor y_leaf = leaf(y), z = problem_.likelihood_outputs(x.detach(), y_leaf, one);
     const at::Tensor along = output_scores(of_one, z.detach().reshape({-1, 1}), labels, batch.seed, one.samples);
-    for (const at::Tensor& u : along.unbind(0)) rows.push_back(gradients(z, {y_leaf}, u.reshape(z.sizes()), /*retain_graph=*/true)[0]);
+    for (const at::Tensor& u : along.unbind(0))
+      rows.push_back(gradients(z, {y_leaf}, u.reshape(z.sizes()), /*retain_graph=*/true)[0]);
   }
   const int64_t k = labels_of_each(likelihood, labels);
   return rows.empty() ? at::zeros({0, k, y.size(0)}, y.options()) : at::stack(rows).view({-1, k, y.size(0)});

@@ -21,13 +21,13 @@ struct Vjp {
 class Linearization {
  public:
   virtual ~Linearization() = default;
-  virtual at::Tensor value() = 0;                            // g, scalar
-  virtual at::Tensor residual() = 0;                         // r = ∂y g [dy]
-  virtual at::Tensor grad_x() = 0;                           // ∂x g [dx]
-  virtual at::Tensor jvp_y(const at::Tensor& v) = 0;         // ∂y r · v: H v for a loss
-  virtual Vjp vjp(const at::Tensor& w) = 0;                  // both products in one pass
-  /// As `vjp`, for products that are summed up: the entries of x that belong to single samples may be left to the process that has
-  /// these samples, and be 0 elsewhere, until `Oracle::whole` brings them together.
+  virtual at::Tensor value() = 0;                     // g, scalar
+  virtual at::Tensor residual() = 0;                  // r = ∂y g [dy]
+  virtual at::Tensor grad_x() = 0;                    // ∂x g [dx]
+  virtual at::Tensor jvp_y(const at::Tensor& v) = 0;  // ∂y r · v: H v for a loss
+  virtual Vjp vjp(const at::Tensor& w) = 0;           // both products in one pass
+  /// As `vjp`, for products that are summed up: the entries of x that belong to single samples may be left to the process that
+  /// has these samples, and be 0 elsewhere, until `Oracle::whole` brings them together.
   virtual Vjp vjp_share(const at::Tensor& w) { return vjp(w); }
   virtual at::Tensor jvp_x(const at::Tensor& u) = 0;         // ∂x r · u [dy]
   virtual at::Tensor gauss_newton(const at::Tensor& v) = 0;  // Jᵀ ∂zz g J v + ∂yy g|z v; throws Error without outputs
@@ -75,22 +75,23 @@ class Oracle {
   ///
   ///     s = √(w_i p) ∂y ℓ(z_i(y), t)   [B, k, dy],
   ///
-  /// for k labels t of each of the batch's samples. Their outer products sum up to the batch's Fisher information, or to an estimate
-  /// of it. Labels are drawn by the batch's seed and the number of the sample. For problems with an inner likelihood; here one sample
-  /// after the other, which is the arithmetic of one gradient.
+  /// for k labels t of each of the batch's samples. Their outer products sum up to the batch's Fisher information, or to an
+  /// estimate of it. Labels are drawn by the batch's seed and the number of the sample. For problems with an inner likelihood;
+  /// here one sample after the other, which is the arithmetic of one gradient.
   virtual at::Tensor scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const;
 
   /// By the calls above unless an oracle has a shorter way. The oracle must outlive it.
   virtual std::unique_ptr<JointPass> joint_pass() const;
 
-  /// The losses as functionals of the outputs around (x, y) (oracle/output_space.h). Throws Error where the problem offers no outputs
-  /// on both sides, or the oracle nothing of the kind.
+  /// The losses as functionals of the outputs around (x, y) (oracle/output_space.h). Throws Error where the problem offers no
+  /// outputs on both sides, or the oracle nothing of the kind.
   virtual std::unique_ptr<OutputSpace> output_space(const at::Tensor& x, const at::Tensor& y, const OutputSamples& samples) const;
 
   // Where several processes share the samples (oracle/distributed.h). In a single one both give back what they are given.
   /// A sum of x's from `vjp_share`, [dx], with the entries of all samples. What is whole stays as it is.
   virtual at::Tensor whole(const at::Tensor& x_bar) const { return x_bar; }
-  /// The greatest over the processes of a number that was metered: what decides on further calls must decide alike in all of them.
+  /// The greatest over the processes of a number that was metered: what decides on further calls must decide alike in all of
+  /// them.
   virtual int64_t greatest(int64_t metered) const { return metered; }
 
   const Problem& problem() const { return problem_; }

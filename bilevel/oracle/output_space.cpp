@@ -37,15 +37,15 @@ class AutodiffOutputSpace final : public OutputSpace {
     if (inner()) {
       z_ = leaf(inner_outputs(y_));
       y_beside_ = leaf(y_);
-      const at::Tensor g = seeded(problem_, samples_.inner,
-                                  [&] { return problem_.inner_loss_of_outputs(x_, y_beside_, z_, samples_.inner); });
+      const at::Tensor g =
+          seeded(problem_, samples_.inner, [&] { return problem_.inner_loss_of_outputs(x_, y_beside_, z_, samples_.inner); });
       const auto first = gradients(samples_.inner_weight * g, {z_, y_beside_}, {}, /*retain_graph=*/true, /*create_graph=*/true);
       g_z_ = first[0], g_y_ = first[1];
     }
     if (outer()) {
       const at::Tensor z = leaf(outer_outputs(y_)), beside = leaf(y_);
-      const at::Tensor f = seeded(problem_, samples_.outer,
-                                  [&] { return problem_.outer_loss_of_outputs(x.detach(), beside, z, samples_.outer); });
+      const at::Tensor f =
+          seeded(problem_, samples_.outer, [&] { return problem_.outer_loss_of_outputs(x.detach(), beside, z, samples_.outer); });
       const auto first = gradients(samples_.outer_weight * f, {z, beside});
       f_z_ = first[0], f_y_ = first[1];
     }
@@ -83,9 +83,8 @@ class AutodiffOutputSpace final : public OutputSpace {
       if (g_y_.requires_grad()) out.matrix = out.matrix + curvature_beside();
     }
     if (outer()) {
-      const at::Tensor phi = extended(without_graph([&] {
-        return seeded(problem_, samples_.outer, [&] { return problem_.outer_features(y_, samples_.outer); });
-      }));
+      const at::Tensor phi = extended(without_graph(
+          [&] { return seeded(problem_, samples_.outer, [&] { return problem_.outer_features(y_, samples_.outer); }); }));
       out.linear = by_class(f_z_).mm(phi.t()).flatten().index_select(0, order_) + f_y_.index_select(0, positions_);
     }
     return out;
@@ -144,12 +143,13 @@ class AutodiffOutputSpace final : public OutputSpace {
   const at::Tensor& features() {
     positions();
     if (!features_.defined()) {
-      features_ = extended(without_graph([&] {
-        return seeded(problem_, samples_.inner, [&] { return problem_.inner_features(y_, samples_.inner); });
-      }));
-      require(features_.dim() == 2 && features_.size(0) * classes_ == positions_.size(0) && features_.size(1) == by_class(z_).size(1),
-              fmt::format("Problem::inner_features: expected [{}, {}], a column for each sample, got [{}] (with the row of ones of a bias).",
-                          positions_.size(0) / classes_, by_class(z_).size(1), fmt::join(features_.sizes(), ", ")));
+      features_ = extended(without_graph(
+          [&] { return seeded(problem_, samples_.inner, [&] { return problem_.inner_features(y_, samples_.inner); }); }));
+      require(
+          features_.dim() == 2 && features_.size(0) * classes_ == positions_.size(0) && features_.size(1) == by_class(z_).size(1),
+          fmt::format(
+              "Problem::inner_features: expected [{}, {}], a column for each sample, got [{}] (with the row of ones of a bias).",
+              positions_.size(0) / classes_, by_class(z_).size(1), fmt::join(features_.sizes(), ", ")));
     }
     return features_;
   }
@@ -242,7 +242,8 @@ std::unique_ptr<OutputSpace> autodiff_output_space(const Problem& problem, const
                                                    const OutputSamples& samples) {
   check_point(problem, x, y, "Oracle::output_space");
   require(problem.has_outputs() && problem.has_outer_outputs() && !problem.has_optimality_map(),
-          "Oracle::output_space: function-space methods need a problem with losses of its outputs on the inner and on the outer samples "
+          "Oracle::output_space: function-space methods need a problem with losses of its outputs on the inner and on the outer "
+          "samples "
           "(Problem::has_outputs, Problem::has_outer_outputs).");
   return std::make_unique<AutodiffOutputSpace>(problem, x, y, samples);
 }

@@ -52,8 +52,8 @@ void Processes::all_reduce(const at::Tensor& buffer) const {
   } catch (const std::exception& error) {
     reason = error.what();
   }
-  throw LostProcess(fmt::format("Process {} of {} lost another one: it has ended, or did not answer within {:g} s ({}).", rank_, size_,
-                                timeout_, reason));
+  throw LostProcess(fmt::format("Process {} of {} lost another one: it has ended, or did not answer within {:g} s ({}).", rank_,
+                                size_, timeout_, reason));
 }
 
 void Processes::sum(const std::vector<at::Tensor>& pieces) const {

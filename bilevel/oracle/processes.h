@@ -30,11 +30,11 @@ class FailedElsewhere : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// The processes that work on one run together: a c10d::ProcessGroup (Gloo, NCCL or one's own), of which all-reduces of sums are all
-/// that is used, with a count of what was sent.
+/// The processes that work on one run together: a c10d::ProcessGroup (Gloo, NCCL or one's own), of which all-reduces of sums are
+/// all that is used, with a count of what was sent.
 ///
-/// Every member from `sum` to `all_or_none` is one exchange (or two): all processes must call them in the same order, with the same
-/// sizes, and all get the same bits. They throw LostProcess. Nothing is exchanged where there is one process.
+/// Every member from `sum` to `all_or_none` is one exchange (or two): all processes must call them in the same order, with the
+/// same sizes, and all get the same bits. They throw LostProcess. Nothing is exchanged where there is one process.
 class Processes {
  public:
   /// `device`: where small numbers are put for an exchange; of a group that serves CUDA alone (NCCL) it must be that.
@@ -51,15 +51,15 @@ class Processes {
 
   /// Σ over the processes, in place: of all `pieces` in one exchange. One dtype and device.
   void sum(const std::vector<at::Tensor>& pieces) const;
-  std::vector<double> of_all(double value) const;         // each process's, in the order of the ranks
-  double greatest(double value) const;                    // of all
-  std::string of_first(const std::string& text) const;    // the text of process 0
-  /// The result of `work`, which exchanges nothing, where it succeeds in all processes. Else the first in which it failed throws what
-  /// it threw there, and the others FailedElsewhere.
+  std::vector<double> of_all(double value) const;       // each process's, in the order of the ranks
+  double greatest(double value) const;                  // of all
+  std::string of_first(const std::string& text) const;  // the text of process 0
+  /// The result of `work`, which exchanges nothing, where it succeeds in all processes. Else the first in which it failed throws
+  /// what it threw there, and the others FailedElsewhere.
   template <class F>
   auto all_or_none(const F& work) const -> decltype(work());
 
-  int64_t bytes() const { return bytes_; }          // that this process has put into exchanges so far
+  int64_t bytes() const { return bytes_; }  // that this process has put into exchanges so far
   int64_t exchanges() const { return exchanges_; }
 
  private:

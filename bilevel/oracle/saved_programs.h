@@ -8,12 +8,13 @@ namespace bilevel {
 
 /// Programs that one process compiles for another: a file in the cache names the packages, and holds their constants.
 ///
-/// `problem` tells problems apart: whatever their losses depend on must be in it. It is stored by its hash, with what programs are bound
-/// to (`compiled_for`).
+/// `problem` tells problems apart: whatever their losses depend on must be in it. It is stored by its hash, with what programs
+/// are bound to (`compiled_for`).
 class RecordedPrograms final : public Programs {
  public:
   explicit RecordedPrograms(std::shared_ptr<const Programs> programs) : programs_(std::move(programs)) {}
-  std::optional<CompiledProgram> find(Derivative derivative, const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override;
+  std::optional<CompiledProgram> find(Derivative derivative, const at::Tensor& x, const at::Tensor& y,
+                                      const Batch& batch) const override;
   /// Writes all that were found so far, and returns how many.
   int64_t save(const std::string& problem) const;
 

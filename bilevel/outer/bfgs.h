@@ -15,8 +15,8 @@ struct OuterBfgsOptions {
 /// Keys: max_step, history.
 void read(Section& section, OuterBfgsOptions& options);
 
-/// Limited-memory BFGS (Liu & Nocedal 1989) without a line search, for a few x and hypergradients of little noise: an evaluation of
-/// F costs an inner solve, and the step of length one is nearly always the right one. Of one x it is the secant method.
+/// Limited-memory BFGS (Liu & Nocedal 1989) without a line search, for a few x and hypergradients of little noise: an evaluation
+/// of F costs an inner solve, and the step of length one is nearly always the right one. Of one x it is the secant method.
 ///
 /// Steps are shortened, in proportion, to `max_step`. Where the gradient has changed against the curvature of a convex function
 /// the memory is dropped, and x moves by max_step along −dF/dx. State: `outer.x`, `outer.gradient` [dx], and `outer.s`,

@@ -28,8 +28,10 @@ const std::vector<OuterOptimizerRow>& outer_optimizers() {
       row<OuterSgd>("sgd", "gradient descent; momentum, dampening, nesterov and weight_decay as in PyTorch", OuterSgdOptions{}),
       row<OuterSgd>("momentum", "sgd with momentum 0.9 unless given", OuterSgdOptions{.momentum = 0.9}),
       row<OuterAdam>("adam", "Adam, with amsgrad and weight_decay as in PyTorch", OuterAdamOptions{}),
-      row<OuterSign>("sign", "along the signs of the hypergradient, with steps that shrink where a sign flips", OuterSignOptions{}),
-      row<OuterBfgs>("bfgs", "L-BFGS with steps of length one at most max_step: for a few x and little noise", OuterBfgsOptions{}),
+      row<OuterSign>("sign", "along the signs of the hypergradient, with steps that shrink where a sign flips",
+                     OuterSignOptions{}),
+      row<OuterBfgs>("bfgs", "L-BFGS with steps of length one at most max_step: for a few x and little noise",
+                     OuterBfgsOptions{}),
   };
   return rows;
 }

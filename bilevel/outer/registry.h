@@ -18,8 +18,8 @@ struct OuterOptimizerRow {
 /// All outer optimisers, by name.
 const std::vector<OuterOptimizerRow>& outer_optimizers();
 
-/// The outer optimiser of that name with its options from `options`, along means of the last `smoothing` hypergradients where that key
-/// is above 1 (outer/smoothed.h). Throws Error, at the key `rule`, for an unknown name.
+/// The outer optimiser of that name with its options from `options`, along means of the last `smoothing` hypergradients where
+/// that key is above 1 (outer/smoothed.h). Throws Error, at the key `rule`, for an unknown name.
 std::unique_ptr<OuterOptimizer> make_outer_optimizer(const std::string& name, Section& options);
 
 }  // namespace bilevel

@@ -17,7 +17,8 @@ std::string slot(int64_t j) { return fmt::format("outer.window.{}", j); }
 
 }  // namespace
 
-Smoothed::Smoothed(std::unique_ptr<OuterOptimizer> optimizer, int64_t window) : optimizer_(std::move(optimizer)), window_(window) {
+Smoothed::Smoothed(std::unique_ptr<OuterOptimizer> optimizer, int64_t window)
+    : optimizer_(std::move(optimizer)), window_(window) {
   require(optimizer_ != nullptr, "Smoothed: an outer optimiser is needed, got none.");
   require(window_ >= 1, fmt::format("Smoothed: a window of {} hypergradients; at least 1 would be right.", window_));
 }

@@ -10,8 +10,9 @@ namespace bilevel {
 std::string fingerprint(const std::vector<at::Tensor>& tensors) {
   uLong sum = crc32_z(0, nullptr, 0);
   for (const at::Tensor& tensor : tensors) {
-    const std::string head =
-        tensor.defined() ? fmt::format("{} [{}]\n", c10::toString(tensor.scalar_type()), fmt::join(tensor.sizes(), ", ")) : "none\n";
+    const std::string head = tensor.defined()
+                                 ? fmt::format("{} [{}]\n", c10::toString(tensor.scalar_type()), fmt::join(tensor.sizes(), ", "))
+                                 : "none\n";
     sum = crc32_z(sum, reinterpret_cast<const Bytef*>(head.data()), head.size());
     if (!tensor.defined() || tensor.numel() == 0) continue;
     const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();

@@ -21,7 +21,8 @@ at::Tensor scalar(const at::Tensor& loss, std::string_view which) {
 }  // namespace
 
 FunctionProblem::FunctionProblem(FunctionProblemOptions options) : options_(std::move(options)) {
-  require(options_.inner_loss || options_.optimality_map, "FunctionProblem: inner_loss is missing; give it, or an optimality_map.");
+  require(options_.inner_loss || options_.optimality_map,
+          "FunctionProblem: inner_loss is missing; give it, or an optimality_map.");
   require(static_cast<bool>(options_.outer_loss), "FunctionProblem: outer_loss is missing; both losses are needed.");
   require(!options_.inner_loss || !options_.optimality_map,
           "FunctionProblem: inner_loss and optimality_map are both given; y solves one of them, and one is to be given.");

@@ -25,8 +25,8 @@ struct FunctionProblemOptions {
   Constraints inner_constraints = {};  // bounds, equalities and an l1 penalty on y (problem/inner_constraints.h)
 };
 
-/// A problem given by two functions of (x, y), the outer loss and the inner loss or optimality map: the shortest way to state one. Whoever wants minibatches, several inner problems
-/// or more than losses derives from Problem instead.
+/// A problem given by two functions of (x, y), the outer loss and the inner loss or optimality map: the shortest way to state
+/// one. Whoever wants minibatches, several inner problems or more than losses derives from Problem instead.
 class FunctionProblem final : public Problem {
  public:
   /// Throws Error where a function is missing, or where x0, y0 and the layouts do not fit each other.

@@ -20,7 +20,7 @@ struct IdxType {
   at::ScalarType type;
 };
 constexpr IdxType kIdxTypes[] = {{0x08, at::kByte}, {0x09, at::kChar},  {0x0b, at::kShort},
-                             {0x0c, at::kInt},  {0x0d, at::kFloat}, {0x0e, at::kDouble}};
+                                 {0x0c, at::kInt},  {0x0d, at::kFloat}, {0x0e, at::kDouble}};
 
 uint32_t big_endian(std::string_view bytes) {
   uint32_t value = 0;

@@ -8,10 +8,10 @@ namespace bilevel {
 ///
 ///     lower ≤ y ≤ upper,   equality · y = equality_rhs,   g is minimised together with Σ_j l1_j |y_j|
 struct InnerConstraints {
-  at::Tensor lower = {}, upper = {};   // scalars or [dy]
-  at::Tensor equality = {};            // [m, dy]
-  at::Tensor equality_rhs = {};        // [m]
-  at::Tensor l1 = {};                  // ≥ 0, scalar or [dy]
+  at::Tensor lower = {}, upper = {};  // scalars or [dy]
+  at::Tensor equality = {};           // [m, dy]
+  at::Tensor equality_rhs = {};       // [m]
+  at::Tensor l1 = {};                 // ≥ 0, scalar or [dy]
 };
 
 }  // namespace bilevel

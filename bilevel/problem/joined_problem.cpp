@@ -11,8 +11,9 @@ namespace bilevel {
 JoinedProblem::JoinedProblem(const Problem& base, Losses inner, Losses outer)
     : base_(base), inner_(std::move(inner)), outer_(std::move(outer)) {
   require(inner_ && outer_, "JoinedProblem: both losses are needed.");
-  require(!base.has_rule_hyperparameters() && !base.has_inner_constraints() && !base.has_optimality_map(),
-          "JoinedProblem: the tasks should have plain inner losses, without constraints on y or hyperparameters of the update rule.");
+  require(
+      !base.has_rule_hyperparameters() && !base.has_inner_constraints() && !base.has_optimality_map(),
+      "JoinedProblem: the tasks should have plain inner losses, without constraints on y or hyperparameters of the update rule.");
   layout_.add("tasks", {base.inner_problems(), base.inner_layout().size()});
 }
 

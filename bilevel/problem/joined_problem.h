@@ -13,8 +13,8 @@ namespace bilevel {
 ///
 /// ∂Y g is made of the tasks' own gradients, so a rule that treats each element by itself (sgd, adam, …) takes each task where it
 /// would go alone, and every estimator gives the mean over the tasks of what it gives for one. What is saved is k − 1 of every k
-/// calls of a tensor operation: the losses of all tasks are computed at once. What couples the elements does not separate: clipping
-/// by norm, lr = "auto" and tolerances are then those of all tasks together.
+/// calls of a tensor operation: the losses of all tasks are computed at once. What couples the elements does not separate:
+/// clipping by norm, lr = "auto" and tolerances are then those of all tasks together.
 class JoinedProblem final : public Problem {
  public:
   /// (x, Y [k, dy]) → the losses [k] of the tasks, built by differentiable operations.

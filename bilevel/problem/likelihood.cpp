@@ -16,7 +16,8 @@ at::Tensor uniforms(uint64_t seed, const at::Tensor& samples, int64_t outputs) {
   const Stream stream(seed, "labels of the model");
   const at::Tensor numbers = samples.to(at::kCPU, at::kLong).contiguous();
   std::vector<at::Tensor> rows;
-  for (int64_t i = 0; i < numbers.size(0); ++i) rows.push_back(stream.at(numbers.const_data_ptr<int64_t>()[i]).uniform({outputs}));
+  for (int64_t i = 0; i < numbers.size(0); ++i)
+    rows.push_back(stream.at(numbers.const_data_ptr<int64_t>()[i]).uniform({outputs}));
   return rows.empty() ? at::empty({outputs, 0}, at::kDouble) : at::stack(rows, 1).clamp_(std::numeric_limits<double>::min());
 }
 
@@ -70,13 +71,13 @@ int64_t labels_of_each(const Likelihood& likelihood, Labels labels) {
   return likelihood.kind == Loss::Kind::kLogistic ? 2 : likelihood.outputs;
 }
 
-at::Tensor output_scores(const Likelihood& likelihood, const at::Tensor& z, Labels labels, uint64_t seed, const at::Tensor& samples) {
+at::Tensor output_scores(const Likelihood& likelihood, const at::Tensor& z, Labels labels, uint64_t seed,
+                         const at::Tensor& samples) {
   const at::NoGradGuard no_grad;
   const at::Tensor root = likelihood.weights.sqrt();
   switch (labels) {
     case Labels::kObserved: return (root * observed(likelihood, z)).unsqueeze(0);
-    case Labels::kSampled:
-      return (root * sampled(likelihood, z, uniforms(seed, samples, z.size(0)).to(z.device()))).unsqueeze(0);
+    case Labels::kSampled: return (root * sampled(likelihood, z, uniforms(seed, samples, z.size(0)).to(z.device()))).unsqueeze(0);
     case Labels::kEnumerated: break;
   }
   return root * enumerated(likelihood, z);

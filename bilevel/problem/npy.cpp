@@ -26,8 +26,8 @@ struct NpyType {
   at::ScalarType stored;
 };
 constexpr NpyType kNpyTypes[] = {{"b1", at::kByte}, {"i1", at::kChar}, {"i2", at::kShort},  {"i4", at::kInt},
-                             {"i8", at::kLong}, {"u1", at::kByte}, {"u2", at::kUInt16}, {"u4", at::kUInt32},
-                             {"u8", at::kLong}, {"f2", at::kHalf}, {"f4", at::kFloat},  {"f8", at::kDouble}};
+                                 {"i8", at::kLong}, {"u1", at::kByte}, {"u2", at::kUInt16}, {"u4", at::kUInt32},
+                                 {"u8", at::kLong}, {"f2", at::kHalf}, {"f4", at::kFloat},  {"f8", at::kDouble}};
 constexpr size_t kMaxDimensions = 64;  // NumPy's own limit
 
 struct Header {

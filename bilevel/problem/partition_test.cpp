@@ -28,7 +28,8 @@ TEST(Partition, ItsWeightsMakeTheMeanOverBatchesTheMeanOverSamples) {
   const at::Tensor values = at::arange(23, at::kDouble).square();
   double mean = 0;
   for (int64_t k = 0; k < batches.count(); ++k) {
-    mean += batches.weight(k) * values.index_select(0, batches.samples(k)).mean().item<double>() / static_cast<double>(batches.count());
+    mean += batches.weight(k) * values.index_select(0, batches.samples(k)).mean().item<double>() /
+            static_cast<double>(batches.count());
   }
   EXPECT_NEAR(mean, values.mean().item<double>(), 1e-12 * mean);
 }

@@ -82,15 +82,15 @@ class Problem {
   virtual at::Tensor inner_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                            const Batch& batch) const;
 
-  /// The outputs of the same model on the outer samples, and f as a function of them. With the inner ones they make the problem one
-  /// of functions: weights w ≠ y give another function of the same architecture.
+  /// The outputs of the same model on the outer samples, and f as a function of them. With the inner ones they make the problem
+  /// one of functions: weights w ≠ y give another function of the same architecture.
   virtual bool has_outer_outputs() const { return false; }
   virtual at::Tensor outer_outputs(const at::Tensor& y, const Batch& batch) const;
   virtual at::Tensor outer_loss_of_outputs(const at::Tensor& x, const at::Tensor& y, const at::Tensor& outputs,
                                            const Batch& batch) const;
 
-  /// The last layer, where outputs are linear: z = W φ + b [C, n] (or [n], C = 1), one column for each sample, with features φ [p, n]
-  /// that depend on neither W nor b. The loss of one sample's outputs depends on no other's.
+  /// The last layer, where outputs are linear: z = W φ + b [C, n] (or [n], C = 1), one column for each sample, with features φ
+  /// [p, n] that depend on neither W nor b. The loss of one sample's outputs depends on no other's.
   struct OutputLayer {
     std::string weight;  // the part of y that is W [C, p] (or [p])
     std::string bias;    // that is b [C]; empty: none
@@ -118,7 +118,8 @@ class Problem {
   virtual std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor& y) const;
 };
 
-/// Where in y the elements of W, row by row, and then those of b are, int64. Throws Error where the problem offers no output layer.
+/// Where in y the elements of W, row by row, and then those of b are, int64. Throws Error where the problem offers no output
+/// layer.
 at::Tensor output_layer_positions(const Problem& problem);
 
 /// Throws Error where x or y do not fit the problem's layouts, naming `caller`.

@@ -174,7 +174,9 @@ at::Tensor LogisticWeightsProblem::inner_loss(const at::Tensor& x, const at::Ten
   return inner_loss_of_outputs(x, y, inner_outputs(y, batch), batch);
 }
 
-at::Tensor LogisticWeightsProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const { return rows(outer_X_, batch).mv(y); }
+at::Tensor LogisticWeightsProblem::outer_outputs(const at::Tensor& y, const Batch& batch) const {
+  return rows(outer_X_, batch).mv(y);
+}
 
 at::Tensor LogisticWeightsProblem::outer_loss_of_outputs(const at::Tensor& x, const at::Tensor&, const at::Tensor& outputs,
                                                          const Batch& batch) const {
@@ -187,7 +189,9 @@ at::Tensor LogisticWeightsProblem::outer_loss(const at::Tensor& x, const at::Ten
 
 at::Tensor LogisticWeightsProblem::inner_features(const at::Tensor&, const Batch& batch) const { return rows(X_, batch).t(); }
 
-at::Tensor LogisticWeightsProblem::outer_features(const at::Tensor&, const Batch& batch) const { return rows(outer_X_, batch).t(); }
+at::Tensor LogisticWeightsProblem::outer_features(const at::Tensor&, const Batch& batch) const {
+  return rows(outer_X_, batch).t();
+}
 
 at::Tensor LogisticWeightsProblem::hessian(const at::Tensor& x, const at::Tensor& y) const {
   const at::Tensor p = X_.mv(y).sigmoid();
@@ -262,7 +266,8 @@ Likelihood MlpProblem::inner_likelihood(const at::Tensor& x, const Batch& batch)
   for (size_t p = 0; p < inner_layout_.parts().size(); ++p) {
     ridges.push_back(ridge[p < 2 ? 0 : 1].expand({inner_layout_.parts()[p].size}));
   }
-  return {Loss::Kind::kSquared, 1, t.unsqueeze(0), rows(outer[0], batch).sigmoid() / static_cast<double>(t.size(0)), at::cat(ridges)};
+  return {Loss::Kind::kSquared, 1, t.unsqueeze(0), rows(outer[0], batch).sigmoid() / static_cast<double>(t.size(0)),
+          at::cat(ridges)};
 }
 
 at::Tensor MlpProblem::inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {

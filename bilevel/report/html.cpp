@@ -96,7 +96,8 @@ class HtmlWriter {
                        {"logY", block.log_y},
                        {"scatter", block.scatter},
                        {"series", std::move(series)}});
-    chart(block.title, block.scatter ? "Scatter chart" : "Line chart", block.scatter ? " wide" : "", block.scatter ? 460 : 0, block.note, table_of(block));
+    chart(block.title, block.scatter ? "Scatter chart" : "Line chart", block.scatter ? " wide" : "", block.scatter ? 460 : 0,
+          block.note, table_of(block));
   }
 
   void operator()(const BarChart& block) {

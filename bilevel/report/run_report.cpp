@@ -212,16 +212,23 @@ Report::Section curves(const Run& run) {
 /// What the certificates of the run say, where one was worked for. Empty: none was.
 Report::Section certificates(const Run& run) {
   Report::Section section{"Certificates", {}};
-  LineChart::Series norm{"hypergradient norm", {}, {}}, bound{"error at most", {}, {}}, distance{"distance to F, estimated", {}, {}};
+  LineChart::Series norm{"hypergradient norm", {}, {}}, bound{"error at most", {}, {}},
+      distance{"distance to F, estimated", {}, {}};
   Table table{.title = "How right the hypergradients are",
-              .columns = {{"step", true}, {"status", false}, {"norm", true}, {"error at most", true}, {"distance to F", true}, {"slopes", false}},
+              .columns = {{"step", true},
+                          {"status", false},
+                          {"norm", true},
+                          {"error at most", true},
+                          {"distance to F", true},
+                          {"slopes", false}},
               .rows = {}};
   std::string reason;
   size_t more = 0;
   for (const Json& record : run.log) {
     const Json& certificate = member(record, "certificate");
     if (!certificate.is_object()) continue;
-    const double step = number(record, "step"), most = number(certificate, "error_bound"), off = number(certificate, "distance_to_F");
+    const double step = number(record, "step"), most = number(certificate, "error_bound"),
+                 off = number(certificate, "distance_to_F");
     const Json& check = member(certificate, "spot_check");
     if (!std::isfinite(most) && !std::isfinite(off) && !check.is_object()) continue;
     norm.x.push_back(step), norm.y.push_back(number(record, "hypergradient_norm"));
@@ -237,15 +244,16 @@ Report::Section certificates(const Run& run) {
     const std::string slopes = !check.is_object() ? ""
                                : !conclusive      ? "cannot be certified"
                                                   : fmt::format("differ by {}", format_number(disagreement, 2));
-    table.rows.push_back({{Cell(std::to_string(count(record, "step"))), Cell(text(record, "status")),
-                           Cell(number(record, "hypergradient_norm")), std::isfinite(most) ? Cell(most) : Cell("no bound"), Cell(off),
-                           Cell(slopes)}});
+    table.rows.push_back(
+        {{Cell(std::to_string(count(record, "step"))), Cell(text(record, "status")), Cell(number(record, "hypergradient_norm")),
+          std::isfinite(most) ? Cell(most) : Cell("no bound"), Cell(off), Cell(slopes)}});
   }
   if (table.rows.empty()) return section;
   table.note = fmt::format("Of the function “{}”. {}", text(member(run.log.front(), "certificate"), "differentiates"), reason);
   if (more > 0) table.note += fmt::format(" … and {} more, in log.jsonl.", more);
   if (norm.x.size() > 1) {
-    LineChart chart{.title = "Hypergradient and its error", .x_label = "outer step", .y_label = "2-norm", .log_y = true, .series = {}};
+    LineChart chart{
+        .title = "Hypergradient and its error", .x_label = "outer step", .y_label = "2-norm", .log_y = true, .series = {}};
     for (LineChart::Series* series : {&norm, &bound, &distance}) {
       const bool shown = std::any_of(series->y.begin(), series->y.end(), [](double v) { return v > 0; });
       if (shown) chart.series.push_back(thinned(std::move(*series)));
@@ -303,8 +311,8 @@ Report::Section result(const Run& run) {
     if (const Json& backs = member(record, "roll_backs"); backs.is_array()) {
       for (const Json& back : backs) {
         warn(count(back, "from"), "roll-back",
-             fmt::format("Back to step {1}, with outer step × {2} and damping {3}, because {0}.", text(back, "reason"), count(back, "to"),
-                         format_number(number(back, "outer_scale")), format_number(number(back, "damping"))));
+             fmt::format("Back to step {1}, with outer step × {2} and damping {3}, because {0}.", text(back, "reason"),
+                         count(back, "to"), format_number(number(back, "outer_scale")), format_number(number(back, "damping"))));
       }
     }
     if (grade_of(text(record, "status")) != Grade::kOk)

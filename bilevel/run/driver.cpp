@@ -133,10 +133,10 @@ std::string failure(const Record& record, const Book& book, const DriverOptions&
   }
   if (book.inner_losses.exceeded(record.inner_loss, options.inner_rise) &&
       book.stationarities.exceeded(record.stationarity, options.inner_rise)) {
-    return fmt::format("the inner loss rose at step {} to {:.3g}, from a median of {:.3g}, and the inner solve left ‖r‖ = {:.3g}, "
-                       "from a median of {:.3g}",
-                       record.step, record.inner_loss, book.inner_losses.median(), record.stationarity,
-                       book.stationarities.median());
+    return fmt::format(
+        "the inner loss rose at step {} to {:.3g}, from a median of {:.3g}, and the inner solve left ‖r‖ = {:.3g}, "
+        "from a median of {:.3g}",
+        record.step, record.inner_loss, book.inner_losses.median(), record.stationarity, book.stationarities.median());
   }
   return "";
 }
@@ -181,8 +181,7 @@ void read(Section& run, DriverOptions& options) {
   run.read("rollbacks", options.rollbacks);
   std::string policy(to_string(options.on_divergence));
   run.read_choice("on_divergence", policy, kPolicies);
-  options.on_divergence =
-      static_cast<OnDivergence>(std::find(kPolicies.begin(), kPolicies.end(), policy) - kPolicies.begin());
+  options.on_divergence = static_cast<OnDivergence>(std::find(kPolicies.begin(), kPolicies.end(), policy) - kPolicies.begin());
   run.read("explosion", options.explosion);
   run.read("inner_rise", options.inner_rise);
   run.read("record_every", options.record_every);

@@ -112,7 +112,8 @@ std::string to_json(const Hypergradient& h, bool with_values) {
   Json json;
   json["inner_loss"] = h.inner_loss;
   json["outer_loss"] = h.outer_loss;
-  if (with_values) json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
+  if (with_values)
+    json["hypergradient"] = std::vector<double>(value.data_ptr<double>(), value.data_ptr<double>() + value.numel());
   json["norm"] = value.norm().item<double>();
   json["direct_norm"] = h.direct.to(at::kDouble).norm().item<double>();
   json["status"] = to_string(h.grade);

@@ -69,8 +69,8 @@ struct Plan {
 /// unlike the others. More are taken where they are short, or still change in oracle calls, and one of each kind that does more
 /// (error bounds, spot checks). Where the run goes back through its
 /// inner solve, the other ways to do that are foreseen too. What would take too long or too much is foreseen from two short inner
-/// solves: seconds and bytes are linear in T, the bytes of checkpoints in √T. Where nothing of that fits into the limit, micro-batches and then fewer of the last steps are
-/// tried.
+/// solves: seconds and bytes are linear in T, the bytes of checkpoints in √T. Where nothing of that fits into the limit,
+/// micro-batches and then fewer of the last steps are tried.
 Plan make_plan(const PlanMaker& make, const PlanOptions& options = {});
 
 }  // namespace bilevel

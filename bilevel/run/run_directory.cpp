@@ -144,7 +144,8 @@ void RunDirectory::cut_log(int64_t records, int64_t every) {
   size_t kept = 0;
   for (int64_t expected = 0; expected < records * every; expected += every) {
     const size_t line_end = text.find('\n', kept);
-    const auto line = line_end == std::string::npos ? nlohmann::json() : nlohmann::json::parse(text.substr(kept, line_end - kept), nullptr, false);
+    const auto line = line_end == std::string::npos ? nlohmann::json()
+                                                    : nlohmann::json::parse(text.substr(kept, line_end - kept), nullptr, false);
     require(line.is_object() && line.value("step", int64_t{-1}) == expected,
             fmt::format("{} lacks the record of step {}, which is before the checkpoint; the run cannot be continued.", path,
                         expected));

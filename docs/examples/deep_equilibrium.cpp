@@ -1,5 +1,5 @@
-// A deep equilibrium: the inner variables are a fixed point y = tanh(W y + U x) and no minimum of anything. Which input x makes the
-// network settle nearest to a given state?
+// A deep equilibrium: the inner variables are a fixed point y = tanh(W y + U x) and no minimum of anything. Which input x makes
+// the network settle nearest to a given state?
 #include <ATen/ATen.h>
 
 #include <cmath>

@@ -142,8 +142,8 @@ Learned learn(const InstrumentProblem& problem, std::shared_ptr<const Estimator>
   const CountedOracle oracle(autodiff);
   DoubleLoopOptions options;
   options.carry_rule_state = true;
-  const DoubleLoop loop(oracle, adam(kInnerSteps), std::move(estimator), std::make_shared<OuterAdam>(OuterAdamOptions{.lr = kRate}),
-                        options);
+  const DoubleLoop loop(oracle, adam(kInnerSteps), std::move(estimator),
+                        std::make_shared<OuterAdam>(OuterAdamOptions{.lr = kRate}), options);
   State state = loop.init();
   Best best;
   Learned out;
@@ -171,14 +171,15 @@ Learned regress_directly(const InstrumentProblem& problem, const Data& data, int
     const InnerSolution solution = solver->solve(oracle, none, 0, start, {});
     start = {solution.y, solution.state, solution.state_steps, start.first_step + solution.steps};
     const at::NoGradGuard no_grad;
-    best.look((problem.f().outputs(start.y, data.held_out.treatment) - data.held_out.outcome).square().mean().item<double>(), start.y);
+    best.look((problem.f().outputs(start.y, data.held_out.treatment) - data.held_out.outcome).square().mean().item<double>(),
+              start.y);
   }
   return {.x = best.x, .held_out = best.held_out, .error = problem.error(best.x)};
 }
 
 std::shared_ptr<const Estimator> adjoint_network() {
-  return std::make_shared<Functional>(FunctionalOptions{
-      .adjoint = FunctionalOptions::Adjoint::kNetwork, .adjoint_steps = kInnerSteps, .adjoint_lr = kRate});
+  return std::make_shared<Functional>(
+      FunctionalOptions{.adjoint = FunctionalOptions::Adjoint::kNetwork, .adjoint_steps = kInnerSteps, .adjoint_lr = kRate});
 }
 std::shared_ptr<const Estimator> adjoint_head(double damping = FunctionalOptions{}.damping) {
   return std::make_shared<Functional>(FunctionalOptions{.damping = damping});
@@ -225,7 +226,11 @@ void learn_by_instruments(StudyRun& run) {
   const std::vector<double> dampings = run.setting<std::vector<double>>("dampings");
   const std::vector<int64_t> seeds = run.seeds();
   Table table{.title = "Mean squared distance from f₀ on [−3, 3]",
-              .columns = {{"seed", true}, {"direct regression", true}, {"adjoint network", true}, {"adjoint head", true}, {"AID", true},
+              .columns = {{"seed", true},
+                          {"direct regression", true},
+                          {"adjoint network", true},
+                          {"adjoint head", true},
+                          {"AID", true},
                           {"ITD, two steps", true}},
               .rows = {}};
   for (size_t i = 0; i < seeds.size(); ++i) {
@@ -278,7 +283,8 @@ double smallest_cosine(const std::vector<at::Tensor>& directions) {
   return least;
 }
 
-at::Tensor direction(const InstrumentProblem& problem, const at::Tensor& x, const InnerSolution& solved, const Estimator& estimator) {
+at::Tensor direction(const InstrumentProblem& problem, const at::Tensor& x, const InnerSolution& solved,
+                     const Estimator& estimator) {
   const AutodiffOracle oracle(problem);
   const auto solver = adam(1);
   InnerSolution solution;
@@ -288,7 +294,8 @@ at::Tensor direction(const InstrumentProblem& problem, const at::Tensor& x, cons
 }
 
 struct Steadiness {
-  double functional, exact, ten, hundred;  // smallest cosines between two dampings; parametric: solved exactly, by so many products
+  double functional, exact, ten,
+      hundred;  // smallest cosines between two dampings; parametric: solved exactly, by so many products
 };
 
 Steadiness steadiness_at(const at::Tensor& x, const InstrumentProblem& problem, const std::vector<double>& dampings) {
@@ -309,8 +316,12 @@ void compare_directions(StudyRun& run) {
   const std::vector<double> dampings = run.setting<std::vector<double>>("stability_dampings");
   const std::vector<int64_t> seeds = run.seeds();
   Table table{.title = "Smallest cosine between the hypergradients of two dampings, h over-parametrised",
-              .columns = {{"seed", true}, {"at", false}, {"functional, head", true}, {"parametric, exact", true},
-                          {"parametric, 10 products", true}, {"parametric, 100 products", true}},
+              .columns = {{"seed", true},
+                          {"at", false},
+                          {"functional, head", true},
+                          {"parametric, exact", true},
+                          {"parametric, 10 products", true},
+                          {"parametric, 100 products", true}},
               .rows = {}};
   for (size_t i = 0; i < seeds.size(); ++i) {
     run.progress("directions", 0.6 + 0.1 * static_cast<double>(i) / static_cast<double>(seeds.size()));
@@ -331,7 +342,8 @@ void compare_directions(StudyRun& run) {
   run.show(std::move(table));
 }
 
-// --- Images of ellipses, of which the instrument does not tell the y position, that the outcome depends on by another way too ---
+// --- Images of ellipses, of which the instrument does not tell the y position, that the outcome depends on by another way too
+// ---
 
 constexpr int64_t kSide = 16;
 
@@ -354,7 +366,8 @@ at::Tensor energy(const at::Tensor& images) {
 Data image_data(int64_t n, int64_t seed) {
   Draw draw = Stream(static_cast<uint64_t>(seed), "funcid images").at(0);
   Draw many = Stream(0, "funcid scaling").at(0);
-  const at::Tensor of_many = energy(render(many.uniform({2000}), many.uniform({2000}), many.uniform({2000}), many.uniform({2000})));
+  const at::Tensor of_many =
+      energy(render(many.uniform({2000}), many.uniform({2000}), many.uniform({2000}), many.uniform({2000})));
   const at::Tensor mean = of_many.mean(), deviation = of_many.std();
   const auto structural = [&](const at::Tensor& images) { return (energy(images) - mean) / deviation; };
   const auto observe = [&](int64_t count) -> Observed {

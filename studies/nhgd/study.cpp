@@ -194,7 +194,9 @@ Cleaning cleaning_of(int64_t seed) {
   const auto eigen = at::linalg_eigh(centred.t().mm(centred) / kInner);
   const at::Tensor axes = std::get<1>(eigen).narrow(1, 784 - kComponents, kComponents);
   const double scale = std::sqrt(kComponents / std::get<0>(eigen).narrow(0, 784 - kComponents, kComponents).sum().item<double>());
-  const auto components = [&](const at::Tensor& pixels) { return ((pixels - mean).to(at::kDouble).mm(axes) * scale).to(at::kFloat); };
+  const auto components = [&](const at::Tensor& pixels) {
+    return ((pixels - mean).to(at::kDouble).mm(axes) * scale).to(at::kFloat);
+  };
 
   const Stream noise(static_cast<uint64_t>(seed), "nhgd label noise");
   const at::Tensor drawn = at::where(noise.at(0).uniform({kInner}) < 0.5, noise.at(1).integers(10, {kInner}), inner.labels);
@@ -278,7 +280,8 @@ void clean(StudyRun& run) {
   for (size_t s = 0; s < seeds.size(); ++s) {
     const Cleaning cleaning = cleaning_of(seeds[s]);
     for (size_t i = 0; i < methods.size(); ++i) {
-      run.progress("cleaning", 0.2 + 0.4 * (static_cast<double>(s) + static_cast<double>(i) / static_cast<double>(methods.size())) /
+      run.progress("cleaning", 0.2 + 0.4 *
+                                         (static_cast<double>(s) + static_cast<double>(i) / static_cast<double>(methods.size())) /
                                          static_cast<double>(seeds.size()));
       Descent how = cleaning_descent(steps, seeds[s]);
       how.outer_lr = tuned[i];
@@ -495,8 +498,8 @@ void solve_poisson(StudyRun& run) {
   const int64_t steps = run.setting<int64_t>("poisson_steps");
   const auto rates = run.setting<std::vector<double>>("poisson_rates");
   if (!run.asks_for("poisson")) return;
-  const std::vector<Method> methods = {window(), exact(),
-                                       method("NHGD, labels of the data", "estimator = \"fisher\"\nlabels = \"observed\""), identity()};
+  const std::vector<Method> methods = {
+      window(), exact(), method("NHGD, labels of the data", "estimator = \"fisher\"\nlabels = \"observed\""), identity()};
   const auto descent = [&](int64_t seed) -> Descent {
     return {.outer_steps = steps, .inner_steps = 20, .batch = 16, .inner_lr = 0.01, .seed = static_cast<uint64_t>(seed)};
   };

@@ -124,7 +124,9 @@ class Training final : public Problem {
   at::Tensor inner_loss(const at::Tensor&, const at::Tensor& y, const Batch& batch) const override {
     return denoiser_.loss(y, batch.full() ? samples_ : samples_.rows(batch.samples), Stream(batch.seed, "resalign noise").at(0));
   }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override { return inner_loss(x, y, batch); }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return inner_loss(x, y, batch);
+  }
 
  private:
   const Denoiser& denoiser_;
@@ -146,8 +148,9 @@ struct Recipe {
       rule = std::make_unique<SgdRule>(SgdRuleOptions{});
     }
     const auto drawn = static_cast<uint64_t>(seed);
-    return std::make_unique<RuleSolver>(std::move(rule), RuleSolverOptions{.lr = lr, .steps = steps, .seed = drawn},
-                                        BatchPlan::shuffled(samples, std::min<int64_t>(64, samples), Stream(drawn, "resalign batches")));
+    return std::make_unique<RuleSolver>(
+        std::move(rule), RuleSolverOptions{.lr = lr, .steps = steps, .seed = drawn},
+        BatchPlan::shuffled(samples, std::min<int64_t>(64, samples), Stream(drawn, "resalign batches")));
   }
 };
 
@@ -163,7 +166,8 @@ class Unlearning final : public Problem {
  public:
   Unlearning(const Denoiser& denoiser, const Latents& all, at::Tensor original, double beta)
       : denoiser_(denoiser), original_(std::move(original)), beta_(beta), harmful_(all.of({kHarmful}, all.size())) {
-    for (const std::vector<int64_t>& classes : {std::vector<int64_t>{0, 4}, {2, 7}, {5, 8}}) sets_.push_back(all.of(classes, kSet));
+    for (const std::vector<int64_t>& classes : {std::vector<int64_t>{0, 4}, {2, 7}, {5, 8}})
+      sets_.push_back(all.of(classes, kSet));
     kept_ = all.of({0, 2, 3, 4, 5, 6, 7, 8, 9}, all.size());
   }
   static constexpr int64_t kSet = 200;  // samples of a fine-tuning
@@ -223,7 +227,8 @@ constexpr Method kMethods[] = {{"plain unlearning", 0, false, false},
                                {"Moreau, one kind", kBeta, true, false},
                                {"Moreau, many kinds", kBeta, true, true}};
 
-/// K = 5 steps of the fixed point with γ = 1, as in the authors' code; for the first-order method γ → 0, where the derivative is I.
+/// K = 5 steps of the fixed point with γ = 1, as in the authors' code; for the first-order method γ → 0, where the derivative is
+/// I.
 std::shared_ptr<Moreau> moreau(bool hessian) {
   RichardsonOptions options;
   options.iterations = hessian ? 5 : 1;
@@ -245,9 +250,11 @@ Unlearned unlearn(const Denoiser& denoiser, const Latents& data, const at::Tenso
   options.seed = static_cast<uint64_t>(seed);
   options.hvp_batches = BatchPlan::shuffled(Unlearning::kSet, 64, Stream(options.seed, "resalign products"));
   const Recipe none{.adam = false, .steps = 0};
-  std::shared_ptr<InnerSolver> solver =
-      method.beta == 0 ? none.solver(Unlearning::kSet, seed) : method.many ? many_kinds(seed) : one_kind(seed);
-  const DoubleLoop loop(oracle, solver, moreau(method.hessian), std::make_shared<OuterAdam>(OuterAdamOptions{.lr = 1e-3}), options);
+  std::shared_ptr<InnerSolver> solver = method.beta == 0 ? none.solver(Unlearning::kSet, seed)
+                                        : method.many    ? many_kinds(seed)
+                                                         : one_kind(seed);
+  const DoubleLoop loop(oracle, solver, moreau(method.hessian), std::make_shared<OuterAdam>(OuterAdamOptions{.lr = 1e-3}),
+                        options);
   State state = loop.init();
   Unlearned found;
   for (int64_t k = 0; k < steps; ++k) {
@@ -311,7 +318,8 @@ void study_resalign(StudyRun& run) {
   const Denoiser denoiser;
   std::vector<std::string> names = {"original"};
   for (const Method& method : kMethods) names.push_back(method.name);
-  // Sums over the seeds: error on trousers before and after each attack, on the others, and the steps whose fixed point was halved.
+  // Sums over the seeds: error on trousers before and after each attack, on the others, and the steps whose fixed point was
+  // halved.
   std::vector<std::vector<double>> sums(names.size(), std::vector<double>(attacks().size() + 2));
   std::vector<double> halved(names.size()), lost(names.size());
   for (size_t s = 0; s < seeds.size(); ++s) {
@@ -350,9 +358,11 @@ void study_resalign(StudyRun& run) {
     run.measure("more-than-first-order", after(3) / after(2));
     run.measure("sampling-helps", after(4) / after(3));
   }
-  Table table{.title = "Denoising error on trousers (the higher, the safer) before and after each attack, and on the other classes; means",
-              .columns = {{"weights", false}, {"before", true}},
-              .rows = {}};
+  Table table{
+      .title =
+          "Denoising error on trousers (the higher, the safer) before and after each attack, and on the other classes; means",
+      .columns = {{"weights", false}, {"before", true}},
+      .rows = {}};
   for (const Attack& attack : attacks()) table.columns.push_back({attack.name, true});
   table.columns.insert(table.columns.end(), {{"other classes", true}, {"steps halved", true}, {"steps lost", true}});
   BarChart chart{.title = "Denoising error on trousers, before and after 500 steps of Adam on harmless classes",

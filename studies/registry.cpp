@@ -13,19 +13,25 @@
   void study_##name(StudyRun& run);                                                                                 \
   }
 
+BILEVEL_STUDY(baselines)
 BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
 BILEVEL_STUDY(funcid)
 BILEVEL_STUDY(nhgd)
 BILEVEL_STUDY(resalign)
+BILEVEL_STUDY(smoothfbo)
 
 namespace bilevel {
 
 const std::vector<Study>& studies() {
   static const std::vector<Study> rows = {
-      {"evograd", bilevel_study_evograd, study_evograd},    {"fds", bilevel_study_fds, study_fds},
-      {"funcid", bilevel_study_funcid, study_funcid},       {"nhgd", bilevel_study_nhgd, study_nhgd},
+      {"baselines", bilevel_study_baselines, study_baselines},
+      {"evograd", bilevel_study_evograd, study_evograd},
+      {"fds", bilevel_study_fds, study_fds},
+      {"funcid", bilevel_study_funcid, study_funcid},
+      {"nhgd", bilevel_study_nhgd, study_nhgd},
       {"resalign", bilevel_study_resalign, study_resalign},
+      {"smoothfbo", bilevel_study_smoothfbo, study_smoothfbo},
   };
   return rows;
 }

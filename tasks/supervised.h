@@ -21,14 +21,8 @@ struct SpreadMap;
 /// One part of x.
 struct Hyperparameter {
   enum class Kind { kSampleWeight, kSourceWeight, kL2, kL1, kStepSize, kMomentum, kWeightDecay };  // the last three: the rule's
-  enum class Per {
-    kOne,
-    kFeature,
-    kClass,
-    kLayer,
-    kStep
-  };                                                        // what has a value of its own: of penalties all but steps, of the
-                                                            // rule's hyperparameters one, layer or step
+  /// What has a value of its own: of penalties all but steps, of the rule's hyperparameters one, layer or step.
+  enum class Per { kOne, kFeature, kClass, kLayer, kStep };
   enum class Map { kIdentity, kSigmoid, kSoftplus, kExp };  // from x to what it stands for; "log" says that x is the logarithm
 
   Kind kind = Kind::kSampleWeight;

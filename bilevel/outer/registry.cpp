@@ -45,7 +45,13 @@ std::unique_ptr<OuterOptimizer> make_outer_optimizer(const std::string& name, Se
     int64_t window = 1;
     options.read("smoothing", window);
     if (window < 1) options.fail("smoothing", fmt::format("a mean of {} hypergradients; at least 1 would be right.", window));
-    if (window > 1) made = std::make_unique<Smoothed>(std::move(made), window);
+    double decay = 1;
+    if (window > 1) options.read("smoothing_decay", decay);
+    if (!(decay > 0 && decay <= 1)) {
+      options.fail("smoothing_decay",
+                   fmt::format("{} is no factor; more than 0 and at most 1 (equal weights) would be right.", decay));
+    }
+    if (window > 1) made = std::make_unique<Smoothed>(std::move(made), window, decay);
     return made;
   }
   options.fail("rule", fmt::format("\"{}\" is no outer optimiser.{}", name, suggestion(name, known)));

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <deque>
+#include <vector>
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
@@ -61,6 +64,26 @@ TEST(Smoothed, AveragesWhatWasFoundAtEarlierXs) {
   EXPECT_NEAR(x.item<double>(), 0.62, 1e-15);
   x = smoothed.step(state, x, 2 * x);  // 0.62 − 0.1 (1.6 + 1.24)/2
   EXPECT_NEAR(x.item<double>(), 0.478, 1e-15);
+}
+
+// SOBOW's weights, after the ring has gone round more than once.
+TEST(Smoothed, LetsWeightsFallWithAge) {
+  const auto smoothed = made("sgd", "lr = 1.0\nsmoothing = 3\nsmoothing_decay = 0.5");
+  State state;
+  std::vector<double> seen;
+  for (int64_t t = 0; t < 8; ++t) {
+    seen.push_back(noise(t)[0].item<double>());
+    double sum = 0, weights = 0;
+    for (size_t i = 0; i < std::min<size_t>(3, seen.size()); ++i) {
+      const double weight = std::pow(0.5, static_cast<double>(i));
+      sum += weight * seen[seen.size() - 1 - i];
+      weights += weight;
+    }
+    const at::Tensor moved = smoothed->step(state, at::zeros({1}, at::kDouble), noise(t).narrow(0, 0, 1).to(at::kDouble));
+    EXPECT_NEAR(moved.item<double>(), -sum / weights, 1e-12) << t;
+  }
+  EXPECT_THROW(made("sgd", "smoothing = 3\nsmoothing_decay = 0.0"), Error);
+  EXPECT_THROW(made("sgd", "smoothing = 3\nsmoothing_decay = 1.5"), Error);
 }
 
 TEST(Smoothed, IsTheOptimiserBitForBitWithAWindowOfOne) {

@@ -86,8 +86,9 @@ Experiment::Experiment(Config config, const TaskMaker& make, std::shared_ptr<Pro
   run_section.finish();
   const AlgorithmRow& row = algorithm_row(run.algorithm);
   if (processes_ && processes_->size() > 1 && !row.in_several_processes) {
-    run_section.fail("algorithm", fmt::format("\"{}\" runs its members in threads of one process (--threads), and there are {} processes.",
-                                              row.name, processes_->size()));
+    run_section.fail("algorithm",
+                     fmt::format("\"{}\" runs its members in threads of one process (--threads), and there are {} processes.",
+                                 row.name, processes_->size()));
   }
   const AlgorithmMaker make_algorithm = row.read(root, seed);
 
@@ -135,8 +136,8 @@ std::string Experiment::problem_key() const {
 const DoubleLoop& Experiment::double_loop(const char* what) const {
   const auto* loop = dynamic_cast<const DoubleLoop*>(algorithm_.get());
   require(loop != nullptr,
-          fmt::format("{} looks at an inner solve and an estimate of the hypergradient, and run.algorithm = \"{}\" has none of its own; "
-                      "--set run.algorithm=double-loop gives it those of the defaults.",
+          fmt::format("{} looks at one double loop, an inner solve and an estimate of the hypergradient, and run.algorithm = "
+                      "\"{}\" is none; --set run.algorithm=double-loop makes one of what the configuration says, and of the defaults.",
                       what, algorithm_->name()));
   return *loop;
 }

@@ -56,7 +56,7 @@ void put_in(State& state, const std::string& prefix, const State& part) {
 
 std::string of_member(size_t i) { return fmt::format("member.{}.", i); }
 
-/// work(0), …, work(count − 1), each by one thread of LibTorch's. An exception comes out once all have ended, that of the least i.
+/// work(0), …, work(count − 1), each by one thread of LibTorch's. Where several throw, the exception of the least i comes out.
 void in_threads(size_t count, int threads, const std::function<void(size_t)>& work) {
   const ThreadsGuard one(1);
   std::vector<std::exception_ptr> thrown(count);
@@ -194,8 +194,8 @@ Hpm::Hpm(const Oracle& oracle, const MemberMaker& make, HpmOptions options, std:
     const Part& part = problem.outer_layout().parts()[i];
     const Constraint box = i < constraints.size() ? constraints[i] : Constraint{};
     require(box.kind == Constraint::Kind::kBox && std::isfinite(box.lower) && std::isfinite(box.upper) && box.lower < box.upper,
-            fmt::format("{} draws and mutates x in a box, and \"{}\" has none with two finite sides; give it a min and a max.", name_,
-                        part.name));
+            fmt::format("{} draws and mutates x in a box, and \"{}\" has none with two finite sides; give it a min and a max.",
+                        name_, part.name));
     lower.push_back(at::full({part.size}, box.lower, x.options()));
     width.push_back(at::full({part.size}, box.upper - box.lower, x.options()));
   }
@@ -208,6 +208,7 @@ Hpm::Hpm(const Oracle& oracle, const MemberMaker& make, HpmOptions options, std:
 }
 
 State Hpm::init() const {
+  const at::NoGradGuard no_grad;
   State state;
   Population population(state, loops_.size());
   for (size_t i = 0; i < loops_.size(); ++i) {
@@ -256,6 +257,7 @@ Hpm::Round Hpm::visit(Population& population, const Visit& one) const {
 }
 
 void Hpm::learn(Population& population, const Round& round) const {
+  const at::NoGradGuard no_grad;
   at::Tensor sum;
   double count = 0;
   for (size_t i = 0; i < loops_.size(); ++i) {
@@ -276,6 +278,7 @@ void Hpm::learn(Population& population, const Round& round) const {
 }
 
 void Hpm::exploit(Population& population, const Round& round, int64_t step) const {
+  const at::NoGradGuard no_grad;
   const auto copies = truncation_selection(round.losses, options_.truncation, Stream(options_.seed, "selection").at(step));
   const at::Tensor coins =
       Stream(options_.seed, "mutation").at(step).uniform({static_cast<int64_t>(copies.size()), lower_.numel()});
@@ -294,7 +297,6 @@ void Hpm::exploit(Population& population, const Round& round, int64_t step) cons
 
 Record Hpm::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("{}::step: n = {}; at least one step can be done.", name_, n));
-  const at::NoGradGuard no_grad;
   Population population(state, loops_.size());
   Record record;
   Cost cost;
@@ -323,7 +325,6 @@ Record Hpm::step(State& state, int64_t n) const {
 }
 
 Record Hpm::evaluate(State& state) const {
-  const at::NoGradGuard no_grad;
   Population population(state, loops_.size());
   Round round =
       visit(population, [](const DoubleLoop& loop, State& member, Hypergradient&) { return loop.evaluate(member); });

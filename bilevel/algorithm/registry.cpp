@@ -39,10 +39,10 @@ const std::vector<AlgorithmRow>& algorithms() {
        [](Section root, uint64_t seed) -> AlgorithmMaker { return read_double_loop(root, seed); }},
       single_loop<Soba>("soba", "y, q and x moved together along what one batch gives, steps shrinking (Dagréou et al. 2022)"),
       single_loop<Saba>("saba", "soba with the variance taken out by a memory of the batches, constant steps (Dagréou et al. 2022)"),
-      {"hpm", "a population of double loops: the worst copy the best and mutate as a teacher has learned (Tao et al. 2020)", read_hpm,
-       false},
-      {"pbt", "population-based training: no hypergradient, the worst copy the best and mutate at random (Jaderberg et al. 2017)", read_pbt,
-       false},
+      {"hpm", "a population of double loops: the worst copy the best and mutate as a teacher has learned (Tao et al. 2020)",
+       read_hpm, false},
+      {"pbt", "population-based training: no hypergradient; the worst copy the best and mutate at random (Jaderberg et al. 2017)",
+       read_pbt, false},
       {"random-search", "as many trainings as members, each at a random x", read_random_search, false},
   };
   return rows;

@@ -16,6 +16,7 @@
 BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
 BILEVEL_STUDY(funcid)
+BILEVEL_STUDY(hpm)
 BILEVEL_STUDY(nhgd)
 BILEVEL_STUDY(resalign)
 
@@ -26,6 +27,7 @@ const std::vector<Study>& studies() {
       {"evograd", bilevel_study_evograd, study_evograd},
       {"fds", bilevel_study_fds, study_fds},
       {"funcid", bilevel_study_funcid, study_funcid},
+      {"hpm", bilevel_study_hpm, study_hpm},
       {"nhgd", bilevel_study_nhgd, study_nhgd},
       {"resalign", bilevel_study_resalign, study_resalign},
   };

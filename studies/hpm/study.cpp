@@ -237,8 +237,7 @@ struct Tuned {
   int64_t calls = 0;
 };
 
-/// After `steps` of the search, or as many as `calls` calls of the oracle allow. Without hypergradients each step of a member takes a
-/// gradient more to say how far from stationary it is, which no search needs: it is not charged.
+/// After `steps` of the search, or as many as `calls` calls of the oracle allow.
 Tuned tune(const NetworkSearch& search, const Method& method, double lr, int64_t seed, int64_t draw, int64_t calls) {
   const auto problem = network(search.noise, seed);
   const AutodiffOracle plain(*problem);
@@ -257,11 +256,8 @@ Tuned tune(const NetworkSearch& search, const Method& method, double lr, int64_t
   };
   const Hpm hpm(oracle, make, options_of(method, search.members, search.exploit_every, 100 * seed + draw));
   State state = hpm.init();
-  int64_t taken = 0;
-  for (int64_t k = 0; method.hypergradient ? k < search.steps : taken < calls; ++k) {
-    hpm.step(state, 1);
-    taken = oracle.cost().oracle_calls() - (method.hypergradient ? 0 : (k + 1) * search.members);
-  }
+  for (int64_t k = 0; method.hypergradient ? k < search.steps : oracle.cost().oracle_calls() < calls; ++k) hpm.step(state, 1);
+  const int64_t taken = oracle.cost().oracle_calls();
   const Record last = hpm.evaluate(state);
   return {last.outer_loss, 100 * last.metrics.at("test_accuracy"), taken};
 }

@@ -17,6 +17,7 @@ BILEVEL_STUDY(baselines)
 BILEVEL_STUDY(evograd)
 BILEVEL_STUDY(fds)
 BILEVEL_STUDY(funcid)
+BILEVEL_STUDY(hpm)
 BILEVEL_STUDY(nhgd)
 BILEVEL_STUDY(resalign)
 BILEVEL_STUDY(smoothfbo)
@@ -29,6 +30,7 @@ const std::vector<Study>& studies() {
       {"evograd", bilevel_study_evograd, study_evograd},
       {"fds", bilevel_study_fds, study_fds},
       {"funcid", bilevel_study_funcid, study_funcid},
+      {"hpm", bilevel_study_hpm, study_hpm},
       {"nhgd", bilevel_study_nhgd, study_nhgd},
       {"resalign", bilevel_study_resalign, study_resalign},
       {"smoothfbo", bilevel_study_smoothfbo, study_smoothfbo},

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "bilevel/algorithm/hpm.h"
 #include "bilevel/algorithm/single_loop.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/file.h"
@@ -205,7 +206,8 @@ PlanMaker plan_maker(Config config, const TaskMaker& make) {
     subject.algorithm = &experiment->algorithm();
     subject.steps = experiment->driver_options().steps;
     int64_t batch = 0;
-    if (const auto* loop = dynamic_cast<const DoubleLoop*>(subject.algorithm)) {
+    const auto* population = dynamic_cast<const Hpm*>(subject.algorithm);
+    if (const auto* loop = population ? &population->member() : dynamic_cast<const DoubleLoop*>(subject.algorithm)) {
       for (const int64_t period : {loop->options().bound_every, loop->options().check_every}) {
         if (period > 0) subject.periods.push_back(period);
       }

@@ -140,8 +140,8 @@ const DoubleLoop& Experiment::double_loop(const char* what) const {
   const auto* loop = dynamic_cast<const DoubleLoop*>(algorithm_.get());
   require(loop != nullptr,
           fmt::format(
-              "{} looks at an inner solve and an estimate of the hypergradient, and run.algorithm = \"{}\" has none of its own; "
-              "--set run.algorithm=double-loop gives it those of the defaults.",
+              "{} looks at one double loop, an inner solve and an estimate of the hypergradient, and run.algorithm = "
+              "\"{}\" is none; --set run.algorithm=double-loop makes one of what the configuration says, and of the defaults.",
               what, algorithm_->name()));
   return *loop;
 }

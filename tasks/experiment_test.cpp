@@ -162,11 +162,10 @@ TEST_F(ExperimentTest, SingleLoopRunsResumeToTheUninterruptedEndToo) {
 TEST_F(ExperimentTest, PopulationsResumeToTheUninterruptedEndToo) {
   for (const std::string algorithm : {"hpm", "pbt", "random-search"}) {
     Config population = Config::parse(kConfig, "digits.toml");
-    for (const std::string& set :
-         {"run.algorithm=" + algorithm, std::string("outer.steps=9"), std::string("outer.population.members=4"),
-          std::string("inner.batch=7"), std::string("problem.hyperparameters.sample_weight.min=-3.0"),
-          std::string("problem.hyperparameters.sample_weight.max=3.0"), std::string("problem.hyperparameters.l2.min=-9.0"),
-          std::string("problem.hyperparameters.l2.max=3.0")}) {
+    population.set("run.algorithm=" + algorithm);
+    for (const char* set : {"outer.steps=9", "outer.population.members=4", "inner.batch=7",
+                            "problem.hyperparameters.sample_weight.min=-3.0", "problem.hyperparameters.sample_weight.max=3.0",
+                            "problem.hyperparameters.l2.min=-9.0", "problem.hyperparameters.l2.max=3.0"}) {
       population.set(set);
     }
     if (algorithm != "random-search") population.set("outer.population.exploit_every=2");

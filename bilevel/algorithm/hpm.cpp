@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <exception>
+#include <limits>
 #include <numeric>
 #include <thread>
 
@@ -56,8 +57,7 @@ void put_in(State& state, const std::string& prefix, const State& part) {
 
 std::string of_member(size_t i) { return fmt::format("member.{}.", i); }
 
-/// work(0), …, work(count − 1), each by one thread of LibTorch's. An exception comes out once all have ended, that of the least
-/// i.
+/// work(0), …, work(count − 1), each by one thread of LibTorch's. Where several throw, the exception of the least i comes out.
 void in_threads(size_t count, int threads, const std::function<void(size_t)>& work) {
   const ThreadsGuard one(1);
   std::vector<std::exception_ptr> thrown(count);
@@ -207,6 +207,7 @@ Hpm::Hpm(const Oracle& oracle, const MemberMaker& make, HpmOptions options, std:
 }
 
 State Hpm::init() const {
+  const at::NoGradGuard no_grad;
   State state;
   Population population(state, loops_.size());
   for (size_t i = 0; i < loops_.size(); ++i) {
@@ -255,6 +256,7 @@ Hpm::Round Hpm::visit(Population& population, const Visit& one) const {
 }
 
 void Hpm::learn(Population& population, const Round& round) const {
+  const at::NoGradGuard no_grad;
   at::Tensor sum;
   double count = 0;
   for (size_t i = 0; i < loops_.size(); ++i) {
@@ -275,6 +277,7 @@ void Hpm::learn(Population& population, const Round& round) const {
 }
 
 void Hpm::exploit(Population& population, const Round& round, int64_t step) const {
+  const at::NoGradGuard no_grad;
   const auto copies = truncation_selection(round.losses, options_.truncation, Stream(options_.seed, "selection").at(step));
   const at::Tensor coins =
       Stream(options_.seed, "mutation").at(step).uniform({static_cast<int64_t>(copies.size()), lower_.numel()});
@@ -293,7 +296,6 @@ void Hpm::exploit(Population& population, const Round& round, int64_t step) cons
 
 Record Hpm::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("{}::step: n = {}; at least one step can be done.", name_, n));
-  const at::NoGradGuard no_grad;
   Population population(state, loops_.size());
   Record record;
   Cost cost;
@@ -322,7 +324,6 @@ Record Hpm::step(State& state, int64_t n) const {
 }
 
 Record Hpm::evaluate(State& state) const {
-  const at::NoGradGuard no_grad;
   Population population(state, loops_.size());
   Round round = visit(population, [](const DoubleLoop& loop, State& member, Hypergradient&) { return loop.evaluate(member); });
   population.write(state, round.best);

@@ -31,8 +31,8 @@ struct HpmOptions {
 /// Keys members, exploit_every, truncation, mutation = "teacher" | "random", slots, teacher_lr.
 void read(Section& section, HpmOptions& options);
 
-/// Who copies whom, the worst first: each of the worst `share` of all takes one of the best `share`, no two the same. A loss that
-/// is not finite is the worst. At least one copies, and at most every other.
+/// Who copies whom, the worst first: each of the worst `share` of all takes one of the best `share`, no two the same. A loss
+/// that is not finite is the worst. At least one copies, and at most every other.
 std::vector<std::pair<int64_t, int64_t>> truncation_selection(const std::vector<double>& losses, double share, Draw draw);
 
 /// α(u) = 1 + tanh(W softmax(Vᵀu)) [dx] for φ = (V, W), each [dx, M] row by row, all in double.
@@ -47,22 +47,22 @@ std::shared_ptr<const Estimator> no_hypergradient();
 /// 2020, "Learning to mutate with a hypergradient guided population").
 ///
 /// Each step is one of every member. After every `exploit_every` of them the worst copy the best wholly, with all that their
-/// State holds, and mutate: x = lower + (upper − lower) u, u ← min(α ⊙ u, 1). The next hypergradient of a member that has mutated
-/// is also what the teacher learns from, by a step of Adam along the mean over these members of
+/// State holds, and mutate: x = lower + (upper − lower) u, u ← min(α ⊙ u, 1). The next hypergradient of a member that has
+/// mutated is also what the teacher learns from, by a step of Adam along the mean over these members of
 ///
-///     Σ_i (dF/dx)_i (upper − lower)_i u_i ∂α_i/∂φ,    u that of the copied member and held fixed, without the i that were cut
-///     off at 1,
+///     Σ_i (dF/dx)_i (upper − lower)_i u_i ∂α_i/∂φ,
 ///
-/// so that the teacher takes no calls of the oracle. With `no_hypergradient` and random mutations it is population-based training
-/// (Jaderberg et al. 2017), without exploiting as well it is random search; one member is a double loop.
+/// u that of the copied member and held fixed, without the i that were cut off at 1: so the teacher takes no calls of the oracle.
+/// With `no_hypergradient` and random mutations it is population-based training (Jaderberg et al. 2017), without exploiting as
+/// well it is random search; one member is a double loop.
 ///
 /// Member 0 starts at the problem's x₀, the others uniformly in the box. All have the seeds, hence the batches, of their double
 /// loops. They run in as many threads as LibTorch is given (`at::get_num_threads`), each by one: the number changes no bit.
 /// Losses that draw from LibTorch's generators are run one member after the other, for the generators belong to the process.
 ///
 /// State: `member.i.…`, what the double loop of member i holds; `teacher.…`; x and y are those of the best member of the last
-/// step, which is also what records describe, with metrics `best_member` and `median_outer_loss`. A member that fails ranks last;
-/// the step fails where all do. `outer_scale` and `damping` go to every member.
+/// step, which is also what records describe, with metrics `best_member` and `median_outer_loss`. A member that fails ranks
+/// last; the step fails where all do. `outer_scale` and `damping` go to every member.
 class Hpm final : public Algorithm {
  public:
   using MemberMaker = std::function<std::unique_ptr<const DoubleLoop>(const Oracle& oracle)>;
@@ -74,7 +74,6 @@ class Hpm final : public Algorithm {
   State init() const override;
   Record step(State& state, int64_t n) const override;
   Record evaluate(State& state) const override;
-  const HpmOptions& options() const { return options_; }
   const DoubleLoop& member() const { return *loops_.front(); }
 
  private:

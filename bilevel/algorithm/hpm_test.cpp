@@ -35,11 +35,11 @@ class Boxed final : public Problem {
   int64_t outer_samples() const override { return FiniteSum::kOuter; }
   at::Tensor initial_outer() const override { return sum_.initial_outer(); }
   at::Tensor initial_inner(const at::Tensor& x, int64_t s) const override { return sum_.initial_inner(x, s); }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-    return sum_.inner_loss(x, y, b);
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return sum_.inner_loss(x, y, batch);
   }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-    return sum_.outer_loss(x, y, b);
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return sum_.outer_loss(x, y, batch);
   }
   std::vector<Constraint> outer_constraints() const override { return {box_}; }
   std::map<std::string, double> metrics(const at::Tensor& x, const at::Tensor&) const override {
@@ -327,8 +327,8 @@ TEST(Hpm, WhatClippingHasPutAtTheLowerBoundMovesOn) {
     at::Tensor initial_outer() const override { return at::tensor({-2.0, -2.0}, at::kDouble); }
     at::Tensor initial_inner(const at::Tensor& x, int64_t s) const override { return sum.initial_inner(x, s); }
     int64_t inner_samples() const override { return FiniteSum::kInner; }
-    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& b) const override {
-      return sum.inner_loss(x, y, b);
+    at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+      return sum.inner_loss(x, y, batch);
     }
     // The nearer to the lower bounds the better: member 0 is the best.
     at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
@@ -427,6 +427,21 @@ TEST(Hpm, TheTeacherLearnsFromTheNextHypergradientOfWhoHasMutated) {
   EXPECT_LT(distance(found, expected), 1e-6 * expected.norm().item<double>());
   EXPECT_GT(distance(state.tensor("teacher.phi"), phi), 0);
   EXPECT_FALSE(state.has(prefix + "mutated_from"));
+}
+
+TEST(Hpm, TheTeacherSeesNothingOfWhatWasCutOffAtTheUpperBound) {
+  const Boxed problem;
+  const AutodiffOracle oracle(problem);
+  HpmOptions options = small();
+  options.truncation = 0.1;
+  const Hpm hpm = population(oracle, options, {.outer_lr = 1e-300});
+  State state = hpm.init();
+  for (int64_t i = 0; i < 6; ++i) state.set(fmt::format("member.{}.x", i), at::tensor({3.0, -0.5 + 0.01 * i}, at::kDouble));
+  state.set("teacher.phi", at::cat({at::zeros({6}, at::kDouble), at::full({6}, 0.1, at::kDouble)}));  // α > 1
+  hpm.step(state, 3);
+  const at::Tensor by_W = state.tensor("teacher.outer.exp_avg").narrow(0, 6, 6).view({2, 3});
+  EXPECT_EQ(by_W[0].abs().max().item<double>(), 0);
+  EXPECT_GT(by_W[1].abs().min().item<double>(), 1e-3);
 }
 
 TEST(Hpm, AFailedMemberIsReplacedAndFailsNothing) {

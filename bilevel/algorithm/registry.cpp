@@ -42,7 +42,7 @@ const std::vector<AlgorithmRow>& algorithms() {
                         "soba with the variance taken out by a memory of the batches, constant steps (Dagréou et al. 2022)"),
       {"hpm", "a population of double loops: the worst copy the best and mutate as a teacher has learned (Tao et al. 2020)",
        read_hpm, false},
-      {"pbt", "population-based training: no hypergradient, the worst copy the best and mutate at random (Jaderberg et al. 2017)",
+      {"pbt", "population-based training: no hypergradient; the worst copy the best and mutate at random (Jaderberg et al. 2017)",
        read_pbt, false},
       {"random-search", "as many trainings as members, each at a random x", read_random_search, false},
   };

@@ -40,7 +40,7 @@ class CountedOracle final : public Oracle {
     std::function<void()> watch;
     void add(int64_t Cost::*kind, int64_t calls = 1) {
       if (watch) watch();
-      std::atomic_ref(cost.*kind).fetch_add(calls, std::memory_order_relaxed);  // members of a population ask at the same time
+      std::atomic_ref(cost.*kind).fetch_add(calls, std::memory_order_relaxed);  // several threads may ask
     }
   };
 

@@ -242,6 +242,7 @@ def test_misuse_is_told_once_and_ends_all(tmp_path, start):
             (["run", "config.toml"], {1: tmp_path / "nowhere"}, 1, "config.toml"),
             (["run", "config.toml", "--out", "out"], {1: other}, 1, "another configuration or other data"),
             (["run", "job.toml"], None, 0, "one process"),
+            (["run", "config.toml", "--set", "run.algorithm=hpm"], None, 0, "threads of one process"),
             (["doctor", "config.toml"], None, 0, "without torchrun"),
             (["resume", "nothing"], None, 0, "nothing")):
         (tmp_path / "nowhere").mkdir(exist_ok=True)

@@ -266,6 +266,8 @@ def test_defaults_are_as_documented(case, tmp_path):
     assert len(complete) > 15
     for key, value in complete.items():
         known = re.sub(r"^data\.(inner|outer|test)\.", "data.*.", key)
+        if key in given and key.endswith((".min", ".max")):
+            continue  # of any hyperparameter: in words below its table
         assert known in documented, f"{key} is not in docs/configuration.md"
         if key in given or known in IN_WORDS:
             continue

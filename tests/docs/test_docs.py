@@ -12,6 +12,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -286,6 +287,10 @@ def test_nothing_is_documented_that_is_not_there():
 
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-q"]))
+
+
+def test_the_tables_for_choosing_are_those_of_the_study():
+    subprocess.run([sys.executable, ROOT / "studies/baselines/choosing.py", "--check"], check=True)
 
 
 def test_the_tests_against_known_defects_exist():

@@ -4,6 +4,7 @@
 
 #include "bilevel/algorithm/double_loop_config.h"
 #include "bilevel/algorithm/hpm_config.h"
+#include "bilevel/algorithm/ma_soba.h"
 #include "bilevel/algorithm/saba.h"
 #include "bilevel/algorithm/soba.h"
 #include "bilevel/core/error.h"
@@ -14,7 +15,7 @@ namespace {
 template <class Method>
 AlgorithmRow single_loop(std::string name, std::string summary) {
   return {std::move(name), std::move(summary), [](Section root, uint64_t seed) -> AlgorithmMaker {
-            SingleLoopOptions options = Method::defaults();
+            auto options = Method::defaults();
             options.seed = seed;
             Section inner = root.section("inner"), hypergradient = root.section("hypergradient"), outer = root.section("outer");
             read(inner, outer, options);
@@ -40,6 +41,7 @@ const std::vector<AlgorithmRow>& algorithms() {
       single_loop<Soba>("soba", "y, q and x moved together along what one batch gives, steps shrinking (Dagréou et al. 2022)"),
       single_loop<Saba>("saba",
                         "soba with the variance taken out by a memory of the batches, constant steps (Dagréou et al. 2022)"),
+      single_loop<MaSoba>("ma-soba", "soba with x moved along the mean of its directions (Chen, Xiao & Balasubramanian 2023)"),
       {"hpm", "a population of double loops: the worst copy the best and mutate as a teacher has learned (Tao et al. 2020)",
        read_hpm, false},
       {"pbt", "population-based training: no hypergradient; the worst copy the best and mutate at random (Jaderberg et al. 2017)",

@@ -180,10 +180,10 @@ def minimize(
 
     Args:
         steps: outer updates.
-        algorithm: "double-loop"; or "soba" or "saba", which move x and y together along batches of ``inner_data`` and
-            ``outer_data`` and read ``lr``, ``decay`` and ``batch`` of ``inner``, ``lr`` and ``batch`` of ``outer`` alone; or "hpm", a
-            population of double loops in the box that ``constraints`` give, with ``outer={"population": {"members": 8}}``, and
-            without hypergradients "pbt" and "random-search".
+        algorithm: "double-loop"; or "soba", "saba" or "ma-soba", which move x and y together along batches of ``inner_data`` and
+            ``outer_data`` and read ``lr``, ``decay`` and ``batch`` of ``inner``, ``lr`` and ``batch`` of ``outer`` alone
+            (ma-soba: ``averaging``, too); or "hpm", a population of double loops in the box that ``constraints`` give, with
+            ``outer={"population": {"members": 8}}``, and without hypergradients "pbt" and "random-search".
         estimator, hypergradient: the estimator of a double loop and its options, the keys of [hypergradient].
         inner: options of the inner solve, the keys of [inner]; without any, 100 steps of gradient descent at a safe step size.
         outer: options of the outer optimiser, the keys of [outer]: ``{"rule": "adam", "lr": 0.1}``.

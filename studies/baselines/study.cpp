@@ -116,6 +116,7 @@ struct Method {
   std::string algorithm = "double-loop";
   bool boxed_only = false;  // searches in a box with few dimensions
 
+  bool single_loop() const { return algorithm == "soba" || algorithm == "saba" || algorithm == "ma-soba"; }
   bool estimates() const { return algorithm == "double-loop" && outer.empty() && inner == "steps = 10"; }
 };
 
@@ -137,6 +138,7 @@ std::vector<Method> methods() {
       {"B8", "AmIGO: 10 sgd steps on q, warm", "estimator = \"implicit\"\nsolver = \"sgd\"\niterations = 10\nhvp_batch = 256"},
       {"B9", "SOBA", "", "batch = 256", "batch = 256", "soba"},
       {"B9", "SABA", "", "batch = 256", "batch = 256", "saba"},
+      {"B9", "MA-SOBA", "", "batch = 256", "batch = 256", "ma-soba"},
       {"B11, B12", "penalty, central difference", "estimator = \"penalty\"\nsteps = 5"},
       {"B11, B12", "penalty, forward difference (F2SA, V-PBGD)", "estimator = \"penalty\"\nsteps = 5\ndifference = \"forward\""},
       {"B13", "SOBOW: one inner step, CG 5, window 10, weights 0.9^i", cg + "iterations = 5", "steps = 1",
@@ -149,7 +151,7 @@ std::vector<Method> methods() {
 
 Experiment experiment(const Workload& load, const Method& method, double lr, int64_t seed) {
   std::string text;
-  const bool single = method.algorithm == "soba" || method.algorithm == "saba", searches = method.boxed_only;
+  const bool single = method.single_loop(), searches = method.boxed_only;
   text += "[inner]\n" + method.inner + "\n";
   if (!single) text += fmt::format("batch = {}\n", kBatch);
   if (!method.hypergradient.empty()) text += "[hypergradient]\nbound_every = 0\n" + method.hypergradient + "\n";
@@ -334,7 +336,7 @@ void compare_runs(StudyRun& run, const std::vector<int64_t>& seeds) {
       const Method& method = list[i];
       run.progress(method.name, 0.2 + 0.8 * (static_cast<double>(i) / static_cast<double>(list.size()) + (cleans ? 1 : 0)) / 2);
       if ((cleans && method.boxed_only) || method.name == "SAMA") continue;  // SAMA: with sgd inside it is DARTS
-      const bool single = method.algorithm == "soba" || method.algorithm == "saba";
+      const bool single = method.single_loop();
       const Standing& one = all[method.name] = stand(method, loads, single ? single_rates : rates, budget);
       table.rows.push_back(
           {{Cell(method.id), Cell(method.name), Cell(method.boxed_only ? std::string("–") : fmt::format("{:g}", one.lr)),

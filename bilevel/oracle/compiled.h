@@ -94,7 +94,7 @@ class CompiledOracle final : public Oracle {
 
   const AutodiffOracle autodiff_;
   const std::shared_ptr<const Programs> programs_;
-  mutable std::mutex mutex_;  // of what follows: members of a population ask at the same time
+  mutable std::recursive_mutex mutex_;  // of what follows: members of a population ask at the same time; `compare` asks again
   mutable std::map<std::pair<Derivative, int64_t>, std::optional<CompiledProgram>> found_;  // by size of batch, −1 for all
   mutable int64_t left_to_autodiff_ = 0;
 };

@@ -11,7 +11,7 @@
 #include <limits>
 
 #include "bilevel/algorithm/double_loop.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/darts.h"
 #include "bilevel/hypergrad/forward.h"
 #include "bilevel/hypergrad/identity.h"

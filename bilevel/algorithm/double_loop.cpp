@@ -12,7 +12,7 @@
 #include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/oracle/counted.h"
 
@@ -385,7 +385,9 @@ Examination DoubleLoop::due(const State& state) const {
 
 Hypergradient DoubleLoop::hypergradient(const State& state, State* after, const Examination& examination) const {
   State copy = state;
-  Hypergradient found = visit(copy, examination).mean;
+  Examination asked = examination;
+  asked.metrics = false;  // a Hypergradient has none
+  Hypergradient found = visit(copy, asked).mean;
   if (after != nullptr) *after = std::move(copy);
   return found;
 }

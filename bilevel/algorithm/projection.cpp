@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 
 namespace bilevel {
 
@@ -26,8 +27,8 @@ at::Tensor project(const Problem& problem, const at::Tensor& x) {
 }
 
 void require_inside(const Problem& problem, const at::Tensor& x) {
-  const double moved = (project(problem, x) - x).norm().item<double>();
-  require(moved <= 1e-6 * std::max(1.0, x.norm().item<double>()),
+  const double moved = norm_of(project(problem, x) - x);
+  require(moved <= 1e-6 * std::max(1.0, norm_of(x)),
           fmt::format("The initial x does not satisfy the constraints on x (it is {:.3g} away); start inside them.", moved));
 }
 

@@ -40,7 +40,7 @@ void write_file(const std::string& path, std::string_view bytes) {
   if (fd < 0) fail("Cannot write", path, errno);
   int error = 0;
   while (!bytes.empty() && error == 0) {
-    const ssize_t written = write(fd, bytes.data(), bytes.size());
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
     if (written >= 0) {
       bytes.remove_prefix(static_cast<size_t>(written));
     } else if (errno != EINTR) {

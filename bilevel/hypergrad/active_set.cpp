@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/problem/inner_constraints.h"
 
 namespace bilevel {

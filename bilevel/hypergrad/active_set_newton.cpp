@@ -13,7 +13,7 @@
 #include <tuple>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 
 namespace bilevel {
 namespace {

@@ -15,7 +15,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
@@ -99,7 +99,7 @@ void judge(Hypergradient& h, const at::Tensor& corrected, double distance, doubl
   const double size = norm_of(corrected), own = norm_of(h.value);
   if (!(distance > options.off_by_half * size) || distance <= rest) return;
   if (!h.certificate.bias.empty()) {
-    const double along = h.value.to(at::kDouble).dot(corrected.to(at::kDouble)).item<double>() / own;
+    const double along = dot_of(h.value.to(at::kDouble), corrected.to(at::kDouble)) / own;
     demote(
         h, along + rest < 0 ? Grade::kBad : Grade::kWarn,
         fmt::format(

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/assembly.h"
 
 namespace bilevel {
@@ -32,7 +33,7 @@ Hypergradient Darts::estimate(const EstimatorInput& in) const {
   h.certificate.bias = "a difference over a finite radius stands for the cross product";
   const at::Tensor eta = inner_step_size(in);
   h.q = eta * outer.y;
-  const double norm = outer.y.norm().item<double>();
+  const double norm = norm_of(outer.y);
   if (norm > 0) {  // at b = 0 the implicit part is zero
     const double epsilon = radius_ / norm;
     const at::Tensor y = in.solution.previous;

@@ -14,6 +14,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/active_set.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/hypergrad/optimality.h"
@@ -52,7 +53,7 @@ double magnitude(const Operator& A, const at::Tensor& b) {
   double size = 0;
   for (int i = 0; i < 6; ++i) {
     const at::Tensor w = A.apply(v);
-    const double length = w.norm().item<double>();
+    const double length = norm_of(w);
     if (!(length > 0) || !std::isfinite(length)) break;
     size = std::max(size, length);
     v = w / length;
@@ -234,7 +235,7 @@ double Implicit::stationarity_at_start(const EstimatorInput& in) const {
   if (in.cold_start || in.oracle.problem().has_inner_constraints()) return in.solution.initial_stationarity;
   const Problem& problem = in.oracle.problem();
   const at::Tensor y = problem.initial_inner(in.x, in.inner_batch.slice).detach();
-  return in.solver.residual(problem, in.x, y, in.oracle.inner(in.x, y, in.inner_batch).y).norm().item<double>();
+  return norm_of(in.solver.residual(problem, in.x, y, in.oracle.inner(in.x, y, in.inner_batch).y));
 }
 
 Hypergradient Implicit::estimate(const EstimatorInput& in) const {
@@ -297,7 +298,7 @@ Hypergradient Implicit::estimate(const EstimatorInput& in, Linearization& linear
   }
   const double rounding = (in.x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                              : static_cast<double>(std::numeric_limits<float>::epsilon())) *
-                          100.0 * (1.0 + in.solution.y.norm().item<double>());
+                          100.0 * (1.0 + norm_of(in.solution.y));
   const double stationarity = in.solution.stationarity;
   if (h.grade == Grade::kOk && in.solution.status != Status::kConverged && stationarity > rounding &&
       stationarity > options_.stationarity_warning * stationarity_at_start(in)) {

@@ -9,7 +9,7 @@
 #include <limits>
 #include <tuple>
 
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/optimality.h"
 

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"
 
@@ -61,7 +62,7 @@ Hypergradient Sama::estimate(const EstimatorInput& in) const {
     const RuleInput last = in.solution.trajectory->last_input();
     const Tensors no_state_bar(last.state.size(), at::zeros_like(outer.y));
     h.q = -solver->rule().vjp(last, outer.y, no_state_bar).gradient;
-    const double norm = h.q.norm().item<double>();
+    const double norm = norm_of(h.q);
     if (norm > 0) {
       const double epsilon = options_.radius / norm;
       const Batch& batch = in.batch_of_cross_product();

@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"

@@ -15,6 +15,7 @@
 
 #include "bilevel/core/bytes.h"
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/inner/rule_solver.h"
 #include "bilevel/oracle/autodiff.h"
@@ -49,7 +50,7 @@ void bound_truncation(Hypergradient& h, const EstimatorInput& in, const RuleSolv
         "No bound: the steps of the inner solve did not repeat themselves, so the way back through all of them is not known.";
     return;
   }
-  const double tail = (h.value - whole->value).norm().item<double>();
+  const double tail = norm_of(h.value - whole->value);
   h.certificate.error_bound = tail + rounding + *whole->certificate.error_bound;
   h.certificate.bound_reason = fmt::format(
       "The {} steps left out would add {:.2e} to the derivative of F_T, as going back through all of them once "

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/assembly.h"
 
 namespace bilevel {
@@ -60,7 +61,7 @@ Hypergradient ZerothOrder::estimate(const EstimatorInput& in) const {
     const at::Tensor term = (F_T(in.x + step) - F_T(in.x - step)) / (2 * options_.sigma) * u;
     const at::Tensor off = term - mean;
     mean = mean + off / static_cast<double>(i + 1);
-    squares += off.dot(term - mean).item<double>();
+    squares += dot_of(off, term - mean);
   }
 
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);

@@ -12,6 +12,7 @@
 #include <deque>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/solver_helpers.h"
 
 namespace bilevel {
@@ -69,7 +70,7 @@ InnerSolution Anderson::solve(const Oracle& oracle, const at::Tensor& x, int64_t
   batch.slice = slice;
   const auto at_point = [&](const at::Tensor& y) {
     const Gradients g = oracle.inner(x, y, batch);
-    return Iterate{y, g.y, g.value.item<double>(), g.y.norm().item<double>()};
+    return Iterate{y, g.y, g.value.item<double>(), norm_of(g.y)};
   };
 
   double beta = options_.lr;

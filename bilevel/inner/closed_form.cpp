@@ -9,6 +9,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/solver_helpers.h"
 
 namespace bilevel {
@@ -32,17 +33,17 @@ Solve factorised(Linearization& linearization, int64_t dy, const at::TensorOptio
 // CG on H s = b; an undefined tensor at negative curvature.
 at::Tensor by_products(Linearization& linearization, const at::Tensor& b, const ClosedFormOptions& options,
                        const Problem::Preconditioner& precondition) {
-  const double target = options.tolerance * b.norm().item<double>();
+  const double target = options.tolerance * norm_of(b);
   at::Tensor s = at::zeros_like(b), r = b, z = precondition ? precondition(r) : r, d = z;
-  double rz = at::dot(r, z).item<double>();
-  for (int64_t k = 0; k < options.products && r.norm().item<double>() > target; ++k) {
+  double rz = dot_of(r, z);
+  for (int64_t k = 0; k < options.products && norm_of(r) > target; ++k) {
     const at::Tensor Hd = linearization.jvp_y(d);
-    const double curvature = at::dot(d, Hd).item<double>();
+    const double curvature = dot_of(d, Hd);
     if (!(curvature > 0)) return {};
     s = s + rz / curvature * d;
     r = r - rz / curvature * Hd;
     z = precondition ? precondition(r) : r;
-    const double rz_new = at::dot(r, z).item<double>();
+    const double rz_new = dot_of(r, z);
     d = z + rz_new / rz * d;
     rz = rz_new;
   }
@@ -87,7 +88,7 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
   InnerSolution solution;
   solution.y = solution.previous = y0;
   solution.loss = linearization->value().item<double>();
-  solution.stationarity = solution.initial_stationarity = linearization->residual().norm().item<double>();
+  solution.stationarity = solution.initial_stationarity = norm_of(linearization->residual());
   if (!std::isfinite(solution.loss + solution.stationarity)) {
     conclude(solution, 0.0, false);
     return solution;
@@ -99,7 +100,7 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
   const at::Tensor v = draw.normal({dy}, y0.scalar_type()).to(y0.device());
   const at::Tensor away = y0 + (1 + y0.abs().max()) * draw.normal({dy}, y0.scalar_type()).to(y0.device());
   const at::Tensor here = linearization->jvp_y(v), there = oracle.linearize_inner(x, away, batch)->jvp_y(v);
-  const double scale = here.norm().item<double>(), change = (here - there).norm().item<double>();
+  const double scale = norm_of(here), change = norm_of(here - there);
   const bool map = oracle.problem().has_optimality_map();
   require(change <= (is_double ? 1e-5 : 1e-2) * scale,
           fmt::format("closed-form: the inner {} is not {} in y: along one direction its curvature changes by {:.2g} of itself "
@@ -118,7 +119,7 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
     at::Tensor s;
     if (factors) s = factors(r);
     if (!dense) s = by_products(*linearization, r, options_, precondition);
-    if (!s.defined() || !std::isfinite(s.norm().item<double>())) {
+    if (!s.defined() || !std::isfinite(norm_of(s))) {
       solution.status = Status::kIndefinite;
       solution.message =
           "The curvature of the inner loss is singular or not positive definite, so that there is no single minimum; add a "
@@ -127,7 +128,7 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
     }
     const at::Tensor y = solution.y - s;
     auto next = oracle.linearize_inner(x, y, batch);
-    const double stationarity = next->residual().norm().item<double>();
+    const double stationarity = norm_of(next->residual());
     if (refinement > 0 && !(stationarity < solution.stationarity)) break;
     solution.y = y;
     solution.loss = next->value().item<double>();

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/line_search.h"
 #include "bilevel/inner/solver_helpers.h"
 
@@ -23,24 +24,22 @@ struct Pair {
   double sz;
 };
 
-double inner_product(const at::Tensor& a, const at::Tensor& b) { return a.dot(b).item<double>(); }
-
 at::Tensor direction(const at::Tensor& gradient, const std::deque<Pair>& pairs, const Preconditioner& precondition) {
   at::Tensor d = gradient.clone();
   std::vector<double> alphas(pairs.size());
   for (size_t i = pairs.size(); i-- > 0;) {
-    alphas[i] = inner_product(pairs[i].s, d) / pairs[i].sz;
-    d.sub_(pairs[i].z, alphas[i]);
+    alphas[i] = dot_of(pairs[i].s, d) / pairs[i].sz;
+    add_scaled(d, -alphas[i], pairs[i].z);
   }
   if (precondition) d = precondition(d);
   if (!pairs.empty()) {
     const Pair& last = pairs.back();
-    d.mul_(last.sz / inner_product(last.z, precondition ? precondition(last.z) : last.z));
+    scale(d, last.sz / dot_of(last.z, precondition ? precondition(last.z) : last.z));
   } else if (!precondition) {
-    d.div_(std::max(1.0, d.norm().item<double>()));  // no scale is known yet
+    scale(d, 1 / std::max(1.0, norm_of(d)));  // no scale is known yet
   }
   for (size_t i = 0; i < pairs.size(); ++i) {
-    d.add_(pairs[i].s, alphas[i] - inner_product(pairs[i].z, d) / pairs[i].sz);
+    add_scaled(d, alphas[i] - dot_of(pairs[i].z, d) / pairs[i].sz, pairs[i].s);
   }
   return d;
 }
@@ -84,7 +83,7 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
   search.rounding = loss_rounding(x);  // may hide a decrease near the optimum
   LinePoint at_y{0, 0, 0, start.y.detach(), oracle.inner(x, start.y.detach(), batch)};
   at_y.loss = at_y.gradients.value.item<double>();
-  double norm = at_y.gradients.y.norm().item<double>();
+  double norm = norm_of(at_y.gradients.y);
   InnerSolution solution;
   solution.initial_stationarity = norm;
   solution.previous = at_y.y;
@@ -92,17 +91,17 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
   bool stuck = false;
   while (norm > options_.tolerance && solution.steps < options_.max_iterations && std::isfinite(norm + at_y.loss)) {
     at::Tensor d = direction(at_y.gradients.y, pairs, precondition);
-    at_y.slope = -inner_product(at_y.gradients.y, d);
+    at_y.slope = -dot_of(at_y.gradients.y, d);
     if (!(at_y.slope < 0)) {
       pairs.clear();
       d = direction(at_y.gradients.y, pairs, precondition);
-      at_y.slope = -inner_product(at_y.gradients.y, d);
+      at_y.slope = -dot_of(at_y.gradients.y, d);
     }
     const auto evaluate = [&](double t) {
-      LinePoint p{t, 0, 0, at_y.y - t * d, {}};
+      LinePoint p{t, 0, 0, sum_of(at_y.y, -t, d), {}};
       p.gradients = oracle.inner(x, p.y, batch);
       p.loss = p.gradients.value.item<double>();
-      p.slope = -inner_product(p.gradients.y, d);
+      p.slope = -dot_of(p.gradients.y, d);
       return p;
     };
     at_y.t = 0;
@@ -115,15 +114,15 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
       pairs.clear();  // a stale curvature may be the reason: once more along the plain direction
       continue;
     }
-    Pair pair{next.y - at_y.y, next.gradients.y - at_y.gradients.y, 0};
-    pair.sz = inner_product(pair.s, pair.z);
-    if (pair.sz > search.rounding * pair.s.norm().item<double>() * pair.z.norm().item<double>()) {
+    Pair pair{sum_of(next.y, -1, at_y.y), sum_of(next.gradients.y, -1, at_y.gradients.y), 0};
+    pair.sz = dot_of(pair.s, pair.z);
+    if (pair.sz > search.rounding * norm_of(pair.s) * norm_of(pair.z)) {
       pairs.push_back(std::move(pair));
       if (static_cast<int64_t>(pairs.size()) > options_.memory) pairs.pop_front();
     }
     solution.previous = at_y.y;
     at_y = std::move(next);
-    norm = at_y.gradients.y.norm().item<double>();
+    norm = norm_of(at_y.gradients.y);
     ++solution.steps;
   }
   solution.y = at_y.y;

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/line_search.h"
 #include "bilevel/inner/solver_helpers.h"
 
@@ -22,26 +23,26 @@ struct Direction {
 
 Direction newton_direction(Linearization& linearization, const at::Tensor& gradient, double eta, int64_t products,
                            const Problem::Preconditioner& precondition) {
-  const double target = eta * gradient.norm().item<double>();
+  const double target = eta * norm_of(gradient);
   at::Tensor p = at::zeros_like(gradient), r = gradient;
   at::Tensor z = precondition ? precondition(r) : r, d = z;
-  double rz = at::dot(r, z).item<double>();
+  double rz = dot_of(r, z);
   for (int64_t k = 0; k < products; ++k) {
     const at::Tensor Hd = linearization.jvp_y(d);
-    const double curvature = at::dot(d, Hd).item<double>();
+    const double curvature = dot_of(d, Hd);
     if (!(curvature > 0)) {
       if (k > 0) break;
       // Along the gradient itself: as far as a curvature of the opposite sign would allow.
-      const double scale = 1.0 / std::max(1.0, gradient.norm().item<double>());
+      const double scale = 1.0 / std::max(1.0, norm_of(gradient));
       return {d, curvature < 0 ? rz / -curvature : scale};
     }
     const double alpha = rz / curvature;
-    p = p + alpha * d;
-    r = r - alpha * Hd;
-    if (!(r.norm().item<double>() > target)) break;
+    add_scaled(p, alpha, d);
+    r = sum_of(r, -alpha, Hd);
+    if (!(norm_of(r) > target)) break;
     z = precondition ? precondition(r) : r;
-    const double rz_new = at::dot(r, z).item<double>();
-    d = z + rz_new / rz * d;
+    const double rz_new = dot_of(r, z);
+    d = sum_of(z, rz_new / rz, d);
     rz = rz_new;
   }
   return {p, 1.0};
@@ -93,7 +94,7 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
     const auto linearization = oracle.linearize_inner(x, y, batch);
     const at::Tensor gradient = linearization->residual();
     solution.loss = linearization->value().item<double>();
-    solution.stationarity = gradient.norm().item<double>();
+    solution.stationarity = norm_of(gradient);
     if (solution.steps == 0) solution.initial_stationarity = solution.stationarity;
     if (!(solution.stationarity > options_.tolerance) || solution.steps == options_.max_iterations) break;
     if (!std::isfinite(solution.loss)) break;
@@ -101,16 +102,16 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
     const double eta = std::min(0.5, std::sqrt(solution.stationarity / solution.initial_stationarity));
     const Direction along = newton_direction(*linearization, gradient, eta, options_.products, precondition);
     const auto evaluate = [&](double t) {
-      LinePoint p{t, 0, 0, y - t * along.p, {}};
+      LinePoint p{t, 0, 0, sum_of(y, -t, along.p), {}};
       p.gradients = oracle.inner(x, p.y, batch);
       p.loss = p.gradients.value.item<double>();
-      p.slope = -at::dot(p.gradients.y, along.p).item<double>();
+      p.slope = -dot_of(p.gradients.y, along.p);
       return p;
     };
-    const LinePoint here{0, solution.loss, -at::dot(gradient, along.p).item<double>(), y, {}};
+    const LinePoint here{0, solution.loss, -dot_of(gradient, along.p), y, {}};
     const LinePoint next = here.slope < 0 ? strong_wolfe(evaluate, here, along.first, search) : here;
     const bool level = std::abs(next.loss - here.loss) <= search.rounding * std::abs(here.loss);
-    if (next.t == 0 || (level && !(next.gradients.y.norm().item<double>() < solution.stationarity))) {
+    if (next.t == 0 || (level && !(norm_of(next.gradients.y) < solution.stationarity))) {
       stuck = true;
       break;
     }

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/constraints.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
@@ -71,7 +72,7 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     looked_at = y;
     const Gradients at_y = oracle.inner(x, y, batch);
     solution.loss = at_y.value.item<double>() + map.penalty(y);
-    solution.stationarity = map.residual(y, at_y.y, 1 / L).norm().item<double>();
+    solution.stationarity = norm_of(map.residual(y, at_y.y, 1 / L));
   };
   look();
   solution.initial_stationarity = solution.stationarity;
@@ -83,7 +84,7 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     z = y;
   };
   const bool feasible =
-      map.infeasibility(y) <= 1e3 * rounding * (1 + y.norm().item<double>()) * std::sqrt(static_cast<double>(y.size(0)));
+      map.infeasibility(y) <= 1e3 * rounding * (1 + norm_of(y)) * std::sqrt(static_cast<double>(y.size(0)));
   while (feasible && solution.stationarity > options_.tolerance && solution.steps < options_.max_iterations &&
          std::isfinite(solution.stationarity + loss)) {
     const Gradients at_z = oracle.inner(x, z, batch);
@@ -91,13 +92,13 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     at::Tensor next, step;
     double loss_next = 0, length = 0;
     for (int halvings = 0; halvings < 60; ++halvings, L *= 2) {
-      next = map.apply(z - at_z.y / L, 1 / L);
-      step = next - z;
-      length = step.norm().item<double>();
+      next = map.apply(sum_of(z, -1 / L, at_z.y), 1 / L);
+      step = sum_of(next, -1, z);
+      length = norm_of(step);
       loss_next = oracle.inner_value(x, next, batch).item<double>();
       // Below the rounding of the loss, L is what it was.
       const double quadratic = 0.5 * L * length * length, slack = 10 * rounding * std::abs(loss_z);
-      if (quadratic <= slack || loss_next <= loss_z + at::dot(at_z.y, step).item<double>() + quadratic + slack) break;
+      if (quadratic <= slack || loss_next <= loss_z + dot_of(at_z.y, step) + quadratic + slack) break;
     }
     ++solution.steps;
     const double total = loss_next + map.penalty(next);
@@ -106,13 +107,13 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
       restart();
       continue;
     }
-    const at::Tensor moved = next - y;
-    const bool uphill = momentum && at::dot(step, moved).item<double>() < 0;
+    const at::Tensor moved = sum_of(next, -1, y);
+    const bool uphill = momentum && dot_of(step, moved) < 0;
     solution.previous = y;
     y = next;
     loss = total;
     const double theta_next = options_.accelerated && !uphill ? (1 + std::sqrt(1 + 4 * theta * theta)) / 2 : 1;
-    z = theta_next > 1 ? y + (theta - 1) / theta_next * moved : y;
+    z = theta_next > 1 ? sum_of(y, (theta - 1) / theta_next, moved) : y;
     theta = theta_next;
     // The gradient at y is one more; it is asked for where the step itself says that y may do.
     if (L * length <= options_.tolerance || !std::isfinite(loss)) {

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/rule_helpers.h"
 #include "bilevel/inner/solver_helpers.h"
@@ -294,7 +294,7 @@ InnerSolution RuleSolver::solve(const Oracle& oracle, const at::Tensor& x_given,
     const double before = norm_of(r_before);
     const double rounding = 100 * (y0.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                                    : static_cast<double>(std::numeric_limits<float>::epsilon()));
-    overshoots = last.stationarity > before && at::dot(r_before, last.r).item<double>() < -0.5 * before * last.stationarity &&
+    overshoots = last.stationarity > before && dot_of(r_before, last.r) < -0.5 * before * last.stationarity &&
                  norm_of(last.y - last.y_before) > rounding * norm_of(last.y);
   }
   const bool grew = last.stationarity >= 10 * first.stationarity && last.loss > first.loss + 0.1 * std::abs(first.loss);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 
 // Lanczos with full reorthogonalisation, from a random unit vector v₁:
 //
@@ -51,10 +52,10 @@ double largest_curvature(Linearization& linearization, const CurvatureOptions& o
   for (int64_t j = 0; j < most; ++j) {
     basis.push_back(v);
     at::Tensor w = linearization.jvp_y(v);
-    alpha.push_back(at::dot(v, w).item<double>());
+    alpha.push_back(dot_of(v, w));
     const at::Tensor V = at::stack(basis);
     for (int pass = 0; pass < 2; ++pass) w = w - at::mv(V.t(), at::mv(V, w));  // twice is enough (Parlett)
-    beta.push_back(w.norm().item<double>());
+    beta.push_back(norm_of(w));
     if (!std::isfinite(alpha.back()) || !std::isfinite(beta.back())) return std::numeric_limits<double>::quiet_NaN();
     ritz = extreme_ritz(alpha, beta);
     if (beta.back() <= rounding * ritz.value) return ritz.value;  // the space is invariant

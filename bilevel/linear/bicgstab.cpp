@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/linear/best_iterate.h"
 
 namespace bilevel {
@@ -137,7 +138,7 @@ class Bicg {
     r_.sub_(ts, omega);
     if (!moved() || !going()) return false;
 
-    const double rho = shadow_.dot(r_).item<double>();
+    const double rho = dot_of(shadow_, r_);
     if (!(std::abs(rho) > tiny * residual_ * std::sqrt(with_v[2]))) return recover("r̂ᵀr");
     const double beta = (rho / rho_) * (alpha / omega);
     p_ = r_ + beta * (p_ - omega * v);

@@ -16,6 +16,7 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/linear/system.h"
 
 namespace bilevel {
@@ -193,7 +194,7 @@ class ConjugateGradients {
       } else if (values[i] <= 0) {
         result.status = Status::kIndefinite;
         const at::Tensor p = p_[static_cast<int64_t>(i)];
-        result.negative_curvature = values[i] / p.dot(p).item<double>();
+        result.negative_curvature = values[i] / dot_of(p, p);
         result.message = fmt::format("The curvature of iteration {} is {:.3g}, not positive; damping would help.", iteration_ + 1,
                                      *result.negative_curvature);
       } else if (!std::isfinite(values[k + i])) {

@@ -167,12 +167,13 @@ class MinimalResiduals {
     row.epsilon = row.s * row.beta;
     row.d_bar = -row.c * row.beta;
     row.gamma = std::hypot(g_bar, row.beta);
-    // ‖A r‖ = φ̄ (ḡ² + d̄²)^{1/2}: zero at a least-squares solution that is no solution.
-    const bool stationary = std::hypot(g_bar, row.d_bar) <= 2 * epsilon * row.largest;
-    if (stationary || row.gamma <= 2 * epsilon * row.largest) {
+    // ‖A r‖ = φ̄ (ḡ² + d̄²)^{1/2}: zero at a least-squares solution that is no solution, but for what rounding makes of it, which
+    // is hundreds of ε where some eigenvalues are close. A step beyond would follow A's rounding.
+    const double nothing = std::max(2 * epsilon, std::min(1e3 * epsilon, 1e-6)) * row.largest;
+    if (std::hypot(g_bar, row.d_bar) <= nothing || row.gamma <= 2 * epsilon * row.largest) {
       row.result.status = Status::kSingular;
       row.result.message =
-          fmt::format("A is singular: b is not in its range, and no q leaves much less than {:.3g}.", row.phi_bar);
+          fmt::format("A is singular, or nearly: b is not in its range, and no q leaves much less than {:.3g}.", row.phi_bar);
       row.gamma = 1;
       return true;
     }

@@ -16,8 +16,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <mutex>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "bilevel/core/error.h"
 #include "bilevel/oracle/native_coefficients.h"
@@ -73,6 +75,11 @@ void add_ridge(const Coefficients<T>& at_x, const T* v, int64_t dy, T* out) {
 }
 
 }  // namespace
+
+/// What a pass keeps from one call to the next.
+struct Buffers {
+  virtual ~Buffers() = default;
+};
 
 /// A linear form, laid out for the passes.
 class Model {
@@ -144,6 +151,19 @@ class Model {
   const LinearForm& form() const { return form_; }
 
   int64_t samples_of(const Batch& batch) const { return batch.full() ? samples_ : batch.samples.size(0); }
+
+  /// Buffers that an earlier call has left, null where there are none: as many are kept as threads have asked at once.
+  std::unique_ptr<Buffers> take() const {
+    const std::lock_guard lock(mutex_);
+    if (spare_.empty()) return nullptr;
+    std::unique_ptr<Buffers> one = std::move(spare_.back());
+    spare_.pop_back();
+    return one;
+  }
+  void give_back(std::unique_ptr<Buffers> one) const {
+    const std::lock_guard lock(mutex_);
+    spare_.push_back(std::move(one));
+  }
 
   // The batch, its indices contiguous. Messages are only written where they are needed: a small product takes a microsecond.
   Batch checked(Batch batch) const {
@@ -244,6 +264,8 @@ class Model {
   at::Tensor row_starts_, columns_, values_;  // of sparse features
   at::Tensor rows_copied_;  // of few features, with their ends: rows that start and end with the cache's lines are fewer to fetch
   int64_t samples_ = 0, dx_ = 0, d_ = 0, pad_ = 0, body_ = 0, rows_ = 0;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Buffers>> spare_;
 };
 
 namespace {
@@ -491,21 +513,20 @@ class AtPoint final : public Linearization {
   Buffer<T> packed_, directions_, state_memory_, losses_memory_, slopes_, s_dot_, lambda_dot_, ones_;
 };
 
-/// A joint pass over one of the two losses.
+/// A pass over one of the two losses, its buffers kept.
 template <class T>
-class Joint {
+class Joint final : public Buffers {
  public:
   explicit Joint(const Model& model) : model_(model), at_x_(model.form(), model.weights(), model.hyperparameters()) {}
 
-  /// All at once; without v only r and, in `cross`, ∂x of the loss itself. Returns the loss.
+  /// All at once; without v only r and, in `cross`, ∂x of the loss itself, each where it is defined. Returns the loss.
   double operator()(const at::Tensor& x, const at::Tensor& y, const at::Tensor* v, const Batch& given, const at::Tensor& r,
-                    const at::Tensor* Hv, const at::Tensor& cross) {
-    constexpr const char* caller = "NativeOracle::joint_pass";
+                    const at::Tensor* Hv, const at::Tensor& cross, const char* caller = "NativeOracle::joint_pass") {
     const int64_t dy = model_.weights(), dx = model_.hyperparameters(), rows = model_.rows();
     model_.check<T>(x, dx, "x", caller);
     model_.check<T>(y, dy, "y", caller);
-    model_.check<T>(r, dy, "the residual", caller);
-    model_.check<T>(cross, dx, "the derivative by x", caller);
+    if (r.defined()) model_.check<T>(r, dy, "the residual", caller);
+    if (cross.defined()) model_.check<T>(cross, dx, "the derivative by x", caller);
     if (v) model_.check<T>(*v, dy, "v", caller);
     if (v) model_.check<T>(*Hv, dy, "H v", caller);
     const Batch batch = model_.checked(given);
@@ -528,14 +549,18 @@ class Joint {
       add_ridge(at_x_, along, dy, Hv->mutable_data_ptr<T>());
       at_x_.gradient(1.0, slopes, 1.0, at_y, along, cross.mutable_data_ptr<T>());
     } else {
-      value = sums_.run(samples, rows, [&](int64_t a, int64_t b, T* G, T* work) {
+      value = sums_.run(samples, r.defined() ? rows : 0, [&](int64_t a, int64_t b, T* G, T* work) {
         return passes<T>().gradient(samples, V, a, b, G, nullptr, losses, work);
       });
-      at_x_.gradient(samples.scale, losses, 0.5, at_y, at_y, cross.mutable_data_ptr<T>());
-      at_x_.add_prior_gradient(cross.mutable_data_ptr<T>());
+      if (cross.defined()) {
+        at_x_.gradient(samples.scale, losses, 0.5, at_y, at_y, cross.mutable_data_ptr<T>());
+        at_x_.add_prior_gradient(cross.mutable_data_ptr<T>());
+      }
     }
-    sums_.unpack(model_, 0, r.mutable_data_ptr<T>());
-    add_ridge(at_x_, at_y, dy, r.mutable_data_ptr<T>());
+    if (r.defined()) {
+      sums_.unpack(model_, 0, r.mutable_data_ptr<T>());
+      add_ridge(at_x_, at_y, dy, r.mutable_data_ptr<T>());
+    }
     if (at_x_.ridge()) value += 0.5 * triple_product(at_x_.ridge(), at_x_.one_ridge(), at_y, at_y, dy);
     return value + at_x_.prior();
   }
@@ -571,15 +596,28 @@ class NativeJointPass final : public JointPass {
   std::optional<Joint<T>> inner_, outer_;
 };
 
-// f(AtPoint) with the features' element type.
-template <class F>
-auto at_point(const Model& model, const at::Tensor& x, const at::Tensor& y, const Batch& batch, const char* caller, F f) {
-  if (model.dtype() == at::kDouble) {
-    AtPoint<double> point(model, x, y, batch, caller);
-    return f(point);
-  }
-  AtPoint<float> point(model, x, y, batch, caller);
-  return f(point);
+// The loss, and r and ∂x of it where they are wanted, with the features' element type.
+struct Wanted {
+  bool y = false, x = false;
+};
+template <class T>
+Gradients first_order(const Model& model, const at::Tensor& x, const at::Tensor& y, const Batch& batch, Wanted wanted,
+                      const char* caller) {
+  std::unique_ptr<Buffers> buffers = model.take();
+  if (!buffers) buffers = std::make_unique<Joint<T>>(model);
+  Gradients out{at::detail::empty_cpu({}, model.dtype()), {}, {}};
+  if (wanted.y) out.y = empty<T>(model.weights());
+  if (wanted.x) out.x = empty<T>(model.hyperparameters());
+  const at::NoGradGuard no_grad;
+  *out.value.mutable_data_ptr<T>() = static_cast<T>(static_cast<Joint<T>&>(*buffers)(
+      x.detach().contiguous(), y.detach().contiguous(), nullptr, batch, out.y, nullptr, out.x, caller));
+  model.give_back(std::move(buffers));
+  return out;
+}
+Gradients first_order(const Model& model, const at::Tensor& x, const at::Tensor& y, const Batch& batch, Wanted wanted,
+                      const char* caller) {
+  return model.dtype() == at::kDouble ? first_order<double>(model, x, y, batch, wanted, caller)
+                                      : first_order<float>(model, x, y, batch, wanted, caller);
 }
 
 const LinearForm* inner_form(const Problem& problem) {
@@ -595,7 +633,7 @@ bool fits(const LinearForm* form) {
 }  // namespace
 }  // namespace native
 
-using native::at_point;
+using native::first_order;
 using native::fits;
 using native::inner_form;
 using native::Model;
@@ -622,34 +660,28 @@ std::unique_ptr<Linearization> NativeOracle::linearize_inner(const at::Tensor& x
 
 Gradients NativeOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner(x, y, batch);
-  return at_point(*inner_, x, y, batch, "NativeOracle::inner", [](auto& point) {
-    const at::Tensor r = point.residual();
-    return Gradients{point.value(), r, {}};
-  });
+  return first_order(*inner_, x, y, batch, {.y = true}, "NativeOracle::inner");
 }
 
 Gradients NativeOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!outer_) return autodiff_.outer(x, y, batch);
   check_point(problem(), x, y, "NativeOracle::outer");
-  return at_point(*outer_, x, y, batch, "NativeOracle::outer", [](auto& point) {
-    const at::Tensor r = point.residual();
-    return Gradients{point.value(), r, point.grad_x()};
-  });
+  return first_order(*outer_, x, y, batch, {.y = true, .x = true}, "NativeOracle::outer");
 }
 
 at::Tensor NativeOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner_grad_x(x, y, batch);
-  return at_point(*inner_, x, y, batch, "NativeOracle::inner_grad_x", [](auto& point) { return point.grad_x(); });
+  return first_order(*inner_, x, y, batch, {.x = true}, "NativeOracle::inner_grad_x").x;
 }
 
 at::Tensor NativeOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!inner_) return autodiff_.inner_value(x, y, batch);
-  return at_point(*inner_, x, y, batch, "NativeOracle::inner_value", [](auto& point) { return point.value(); });
+  return first_order(*inner_, x, y, batch, {}, "NativeOracle::inner_value").value;
 }
 
 at::Tensor NativeOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
   if (!outer_) return autodiff_.outer_value(x, y, batch);
-  return at_point(*outer_, x, y, batch, "NativeOracle::outer_value", [](auto& point) { return point.value(); });
+  return first_order(*outer_, x, y, batch, {}, "NativeOracle::outer_value").value;
 }
 
 std::unique_ptr<OutputSpace> NativeOracle::output_space(const at::Tensor& x, const at::Tensor& y,

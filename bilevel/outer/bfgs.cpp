@@ -11,12 +11,11 @@
 #include <cmath>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/outer/step.h"
 
 namespace bilevel {
 namespace {
-
-double product(const at::Tensor& a, const at::Tensor& b) { return a.dot(b).item<double>(); }
 
 // −H g for pairs s, z [m, dx], the oldest first.
 at::Tensor direction(const at::Tensor& s, const at::Tensor& z, const at::Tensor& gradient) {
@@ -24,12 +23,12 @@ at::Tensor direction(const at::Tensor& s, const at::Tensor& z, const at::Tensor&
   const int64_t m = s.size(0);
   std::vector<double> alpha(static_cast<size_t>(m)), sz(alpha.size());
   for (int64_t i = m; i-- > 0;) {
-    sz[i] = product(s[i], z[i]);
-    alpha[i] = product(s[i], d) / sz[i];
-    d = d.sub(z[i], alpha[i]);
+    sz[i] = dot_of(s[i], z[i]);
+    alpha[i] = dot_of(s[i], d) / sz[i];
+    add_scaled(d, -alpha[i], z[i]);
   }
-  d = d.mul(sz[m - 1] / product(z[m - 1], z[m - 1]));
-  for (int64_t i = 0; i < m; ++i) d = d.add(s[i], alpha[i] - product(z[i], d) / sz[i]);
+  scale(d, sz[m - 1] / dot_of(z[m - 1], z[m - 1]));
+  for (int64_t i = 0; i < m; ++i) add_scaled(d, alpha[i] - dot_of(z[i], d) / sz[i], s[i]);
   return d;
 }
 
@@ -62,7 +61,7 @@ void OuterBfgs::learn(State& state, const at::Tensor& x, const at::Tensor& gradi
   }
   if (state.has("outer.x")) {
     const at::Tensor new_s = x - state.tensor("outer.x"), new_z = gradient - state.tensor("outer.gradient");
-    const double curvature = product(new_s, new_z), size = new_s.norm().item<double>() * new_z.norm().item<double>();
+    const double curvature = dot_of(new_s, new_z), size = norm_of(new_s) * norm_of(new_z);
     if (curvature > 1e-6 * size) {
       const int64_t kept = std::min(s.size(0), options_.history - 1), first = s.size(0) - kept;
       s = at::cat({s.narrow(0, first, kept), new_s.unsqueeze(0)});

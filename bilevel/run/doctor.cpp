@@ -14,7 +14,7 @@
 #include "bilevel/core/config.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
-#include "bilevel/core/norm.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/lbfgs.h"

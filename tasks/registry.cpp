@@ -28,7 +28,7 @@ bias  = true
 # A ridge of its own for each feature: inner += ½ Σ_j λ_j ‖w_j‖², λ = exp(x).  per = "one" | "feature" | "class" | "layer";
 # param = "log" | "identity" (λ = x, with min = 0.0);  bias = true penalises biases too.
 l2 = { per = "feature", init = -4.0, param = "log", bias = false }
-# Weights that become exactly zero: inner += Σ_j λ_j ‖w_j‖₁, λ = exp(x); needs inner.solver = "prox". Options as for l2.
+# Weights that become exactly zero: inner += Σ_j λ_j ‖w_j‖₁, λ = exp(x); needs inner.solver = "prox" or "prox-newton". Options as for l2.
 # l1 = { per = "feature", init = -6.0 }
 # A weight for each inner sample: inner = (1/n) Σ_i σ(x_i) loss_i.  param = "sigmoid" | "identity" | "softplus"; min, max, or
 # constraint = "simplex" | "positive".
@@ -56,7 +56,7 @@ outer = { builtin = "digits", first = 500, count = 500 }
 test  = { builtin = "digits", first = 1000 }
 
 [inner]
-rule  = "sgd"           # `bilevel list rules`; or solver = "lbfgs" | "newton-cg" | "closed-form" | "prox" | "projected-gradient"
+rule  = "sgd"           # `bilevel list rules`; or solver = "lbfgs" | "newton-cg" | "closed-form" | "prox" | "prox-newton"
 lr    = "auto"          # or a number; "auto" is 1/L by power iteration
 steps = 200
 batch = 0               # 0: all samples in every step

@@ -186,7 +186,7 @@ def _ridge(case, mine, work, settings):
     for name in ("y", "yv"):
         save(mine, name, (work[name] > 0).astype(np.int64) if logistic else work[name])
     penalty = "l1" if model == "lasso" else "l2"
-    solvers = {"lasso": ["prox"], "ridge": ["lbfgs", "newton-cg", "closed-form"], "logistic": ["lbfgs", "newton-cg"]}[model]
+    solvers = {"lasso": ["prox", "prox-newton"], "ridge": ["lbfgs", "newton-cg", "closed-form"], "logistic": ["lbfgs", "newton-cg"]}[model]
     found = {}
     for solver in solvers:
         tolerance = f"tolerance = {settings['tol']}\nsteps = 50000\n" if solver != "closed-form" else ""

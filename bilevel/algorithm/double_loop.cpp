@@ -12,8 +12,8 @@
 #include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/memory_meter.h"
-#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/oracle/counted.h"
 
 namespace bilevel {

@@ -7,9 +7,9 @@
 #include <cmath>
 
 #include "bilevel/algorithm/projection.h"
-#include "bilevel/core/vectors.h"
 #include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
 #include "bilevel/oracle/counted.h"

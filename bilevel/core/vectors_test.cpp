@@ -18,7 +18,8 @@ TEST(Vectors, EqualTheOperationsOfTensorsForShortAndLongOnesAndForViews) {
       EXPECT_TRUE(at::allclose(sum_of(y, -0.3, x), y - 0.3 * x, 1e-6, 1e-6)) << size;
       const double tolerance = dtype == at::kFloat ? 1e-5 : 1e-13;
       const at::Tensor X = x.to(at::kDouble), Y = y.to(at::kDouble);
-      EXPECT_NEAR(dot_of(x, y), (X * Y).sum().item<double>(), tolerance * X.norm().item<double>() * Y.norm().item<double>()) << size;
+      EXPECT_NEAR(dot_of(x, y), (X * Y).sum().item<double>(), tolerance * X.norm().item<double>() * Y.norm().item<double>())
+          << size;
       EXPECT_NEAR(norm_of(y), Y.norm().item<double>(), tolerance * Y.norm().item<double>()) << size;
       EXPECT_NEAR(max_norm_of(-y), Y.abs().max().item<double>(), tolerance) << size;
     }

@@ -15,8 +15,8 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/active_set_newton.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/hypergrad/inner_newton.h"

@@ -9,8 +9,8 @@
 #include <limits>
 #include <tuple>
 
-#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/hypergrad/optimality.h"
 
 namespace bilevel {

@@ -1,8 +1,11 @@
 #include "bilevel/inner/constraints.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -19,24 +22,44 @@
 namespace bilevel {
 namespace {
 
-at::Tensor of_length(const at::Tensor& given, const at::Tensor& like, const char* name) {
+// As vector [dy] of doubles; empty where it was not given.
+std::vector<double> of_length(const at::Tensor& given, int64_t dy, const char* name) {
   if (!given.defined()) return {};
-  require(given.numel() == 1 || (given.dim() == 1 && given.size(0) == like.size(0)),
-          fmt::format("Problem::inner_constraints: {} has {} elements; expected one, or {} as y.", name, given.numel(),
-                      like.size(0)));
-  return given.detach().to(like.options()).reshape({-1}).expand({like.size(0)}).contiguous();
+  require(given.numel() == 1 || (given.dim() == 1 && given.size(0) == dy),
+          fmt::format("Problem::inner_constraints: {} has {} elements; expected one, or {} as y.", name, given.numel(), dy));
+  const at::Tensor all = given.detach().to(at::kCPU, at::kDouble).reshape({-1}).expand({dy}).contiguous();
+  return {all.const_data_ptr<double>(), all.const_data_ptr<double>() + dy};
+}
+
+// f(element of the limits, a_j, b_j) in double. What is not on the CPU goes there and back.
+template <class Limits, class F>
+at::Tensor elementwise(const std::vector<Limits>& limits, const at::Tensor& a, const at::Tensor& b, F f) {
+  if (!a.is_cpu()) return elementwise(limits, a.cpu(), b.cpu(), f).to(a.device());
+  const at::Tensor out = at::detail::empty_cpu(a.sizes(), a.scalar_type()), first = a.contiguous(), second = b.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "ProximalMap", [&] {
+    const scalar_t *const from = first.const_data_ptr<scalar_t>(), *const with = second.const_data_ptr<scalar_t>();
+    scalar_t* const to = out.mutable_data_ptr<scalar_t>();
+    for (size_t j = 0; j < limits.size(); ++j) {
+      to[j] = static_cast<scalar_t>(f(limits[j], static_cast<double>(from[j]), static_cast<double>(with[j])));
+    }
+  });
+  return out;
 }
 
 }  // namespace
 
-ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like)
-    : lower_(of_length(c.lower, y_like, "lower")),
-      upper_(of_length(c.upper, y_like, "upper")),
-      l1_(of_length(c.l1, y_like, "l1")) {
+ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like) {
   const int64_t dy = y_like.size(0);
-  require(!l1_.defined() || l1_.ge(0).all().item<bool>(), "Problem::inner_constraints: an l1 penalty is negative.");
-  require(!lower_.defined() || !upper_.defined() || lower_.le(upper_).all().item<bool>(),
-          "Problem::inner_constraints: a lower bound is above its upper bound.");
+  const auto l1 = of_length(c.l1, dy, "l1"), lower = of_length(c.lower, dy, "lower"), upper = of_length(c.upper, dy, "upper");
+  limits_.resize(static_cast<size_t>(dy));
+  for (size_t j = 0; j < limits_.size(); ++j) {
+    Limits& at = limits_[j];
+    if (!l1.empty()) at.l1 = l1[j];
+    if (!lower.empty()) at.lower = lower[j];
+    if (!upper.empty()) at.upper = upper[j];
+    require(at.l1 >= 0, "Problem::inner_constraints: an l1 penalty is negative.");
+    require(at.lower <= at.upper, "Problem::inner_constraints: a lower bound is above its upper bound.");
+  }
   require(c.equality.defined() == c.equality_rhs.defined(),
           "Problem::inner_constraints: equality and equality_rhs belong together, and one is missing.");
   if (!c.equality.defined() || c.equality.numel() == 0) return;
@@ -47,52 +70,47 @@ ProximalMap::ProximalMap(const InnerConstraints& c, const at::Tensor& y_like)
                       dy, A_.numel(), b_.numel()));
 }
 
-namespace {
-
-// The elementwise map in one loop, in place; null: none.
-template <class T>
-void move(T* y, int64_t size, T eta, const T* l1, const T* lower, const T* upper) {
-  for (int64_t j = 0; j < size; ++j) {
-    if (l1 != nullptr) y[j] -= std::clamp(y[j], -eta * l1[j], eta * l1[j]);
-    if (lower != nullptr && y[j] < lower[j]) y[j] = lower[j];
-    if (upper != nullptr && y[j] > upper[j]) y[j] = upper[j];
-  }
-}
-
-template <class T>
-const T* values_of(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<T>() : nullptr;
-}
-
-}  // namespace
+double ProximalMap::Limits::clamped(double y) const { return y < lower ? lower : y > upper ? upper : y; }
 
 at::Tensor ProximalMap::separable(const at::Tensor& v, double eta) const {
-  const bool direct = v.is_cpu() && v.dim() == 1;
-  if (direct && (v.scalar_type() == at::kDouble || v.scalar_type() == at::kFloat)) {
-    const at::Tensor y = v.detach().clone(at::MemoryFormat::Contiguous);
-    if (v.scalar_type() == at::kDouble) {
-      move(y.mutable_data_ptr<double>(), y.numel(), eta, values_of<double>(l1_), values_of<double>(lower_), values_of<double>(upper_));
-    } else {
-      move(y.mutable_data_ptr<float>(), y.numel(), static_cast<float>(eta), values_of<float>(l1_), values_of<float>(lower_),
-           values_of<float>(upper_));
-    }
-    return y;
-  }
-  at::Tensor y = v;
-  if (l1_.defined()) y = y - at::clamp(y, -eta * l1_, eta * l1_);
-  if (lower_.defined()) y = at::maximum(y, lower_);
-  if (upper_.defined()) y = at::minimum(y, upper_);
-  return y;
+  return elementwise(limits_, v, v, [eta](const Limits& at, double w, double) {
+    return at.clamped(w - std::clamp(w, -eta * at.l1, eta * at.l1));
+  });
 }
 
-double ProximalMap::penalty(const at::Tensor& y) const { return l1_.defined() ? dot_of(l1_, y.abs()) : 0.0; }
-
-double ProximalMap::infeasibility(const at::Tensor& y) const {
-  return A_.defined() ? norm_of(A_.mv(y) - b_) : 0.0;
+double ProximalMap::penalty(const at::Tensor& y) const {
+  double sum = 0;
+  elementwise(limits_, y, y, [&sum](const Limits& at, double w, double) {
+    if (at.l1 > 0) sum += at.l1 * std::abs(w);
+    return 0.0;
+  });
+  return sum;
 }
+
+at::Tensor ProximalMap::free(const at::Tensor& y, double eta) const {
+  return elementwise(limits_, y, y, [eta](const Limits& at, double w, double) {
+    return (eta * at.l1 == 0 || w != 0) && w > at.lower && w < at.upper ? 1.0 : 0.0;
+  });
+}
+
+at::Tensor ProximalMap::penalised(const at::Tensor& y, const at::Tensor& gradient) const {
+  return elementwise(limits_, y, gradient, [](const Limits& at, double w, double slope) {
+    return w > 0 ? slope + at.l1 : w < 0 ? slope - at.l1 : slope;
+  });
+}
+
+at::Tensor ProximalMap::face(const at::Tensor& y, const at::Tensor& v) const {
+  return elementwise(limits_, y, v, [](const Limits& at, double w, double tried) {
+    return at.clamped(at.l1 > 0 && w * tried <= 0 ? 0.0 : tried);
+  });
+}
+
+double ProximalMap::infeasibility(const at::Tensor& y) const { return A_.defined() ? norm_of(A_.mv(y) - b_) : 0.0; }
 
 at::Tensor ProximalMap::residual(const at::Tensor& y, const at::Tensor& gradient, double eta) const {
-  return (y - apply(y - eta * gradient, eta)) / eta;
+  const at::Tensor r = sum_of(y, -1, apply(sum_of(y, -eta, gradient), eta));
+  scale(r, 1 / eta);
+  return r;
 }
 
 at::Tensor ProximalMap::apply(const at::Tensor& v, double eta) const {
@@ -111,12 +129,7 @@ at::Tensor ProximalMap::apply(const at::Tensor& v, double eta) const {
   for (int k = 0; k < 200; ++k) {
     const double distance = norm_of(rho);
     if (!(distance > rounding)) break;
-    // An element is free where the map moves with v.
-    at::Tensor free = at::ones_like(y);
-    if (l1_.defined()) free = free * at::where(l1_ > 0, y.ne(0).to(y.dtype()), free);
-    if (lower_.defined()) free = free * (y > lower_);
-    if (upper_.defined()) free = free * (y < upper_);
-    at::Tensor S = (A_ * free).mm(A_.t());
+    at::Tensor S = (A_ * free(y, eta)).mm(A_.t());
     // Where too few elements are free the dual is linear along a part of ρ: there, further and further until some are.
     const at::Tensor newton = at::linalg_pinv(S, 1e-12, /*hermitian=*/true).mv(rho), flat = rho - S.mv(newton);
     const bool linear = norm_of(flat) > 1e-8 * distance;

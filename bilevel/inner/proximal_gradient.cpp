@@ -15,6 +15,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/vectors.h"
 #include "bilevel/inner/constraints.h"
+#include "bilevel/inner/proximal_step.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"
 
@@ -56,7 +57,7 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
   const ProximalMap map(problem.has_inner_constraints() ? problem.inner_constraints(x.detach()) : InnerConstraints{}, start.y);
   const double rounding = loss_rounding(start.y);
 
-  at::Tensor y = map.apply(start.y.detach(), 1.0);
+  at::Tensor y = map.apply(start.y.detach(), 0.0);
   double L = 1;
   if (options_.lr) {
     L = 1 / *options_.lr;
@@ -83,40 +84,27 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     theta = 1;
     z = y;
   };
-  const bool feasible =
-      map.infeasibility(y) <= 1e3 * rounding * (1 + norm_of(y)) * std::sqrt(static_cast<double>(y.size(0)));
+  const bool feasible = map.infeasibility(y) <= 1e3 * rounding * (1 + norm_of(y)) * std::sqrt(static_cast<double>(y.size(0)));
   while (feasible && solution.stationarity > options_.tolerance && solution.steps < options_.max_iterations &&
          std::isfinite(solution.stationarity + loss)) {
-    const Gradients at_z = oracle.inner(x, z, batch);
-    const double loss_z = at_z.value.item<double>();
-    at::Tensor next, step;
-    double loss_next = 0, length = 0;
-    for (int halvings = 0; halvings < 60; ++halvings, L *= 2) {
-      next = map.apply(sum_of(z, -1 / L, at_z.y), 1 / L);
-      step = sum_of(next, -1, z);
-      length = norm_of(step);
-      loss_next = oracle.inner_value(x, next, batch).item<double>();
-      // Below the rounding of the loss, L is what it was.
-      const double quadratic = 0.5 * L * length * length, slack = 10 * rounding * std::abs(loss_z);
-      if (quadratic <= slack || loss_next <= loss_z + dot_of(at_z.y, step) + quadratic + slack) break;
-    }
+    const ProximalStep next = proximal_step(oracle, x, batch, map, z, oracle.inner(x, z, batch), L);
     ++solution.steps;
-    const double total = loss_next + map.penalty(next);
+    const double total = next.loss + map.penalty(next.y);
     const bool momentum = theta > 1;
     if (momentum && total > loss + 10 * rounding * std::abs(loss)) {
       restart();
       continue;
     }
-    const at::Tensor moved = sum_of(next, -1, y);
-    const bool uphill = momentum && dot_of(step, moved) < 0;
+    const at::Tensor moved = sum_of(next.y, -1, y);
+    const bool uphill = momentum && dot_of(next.step, moved) < 0;
     solution.previous = y;
-    y = next;
+    y = next.y;
     loss = total;
     const double theta_next = options_.accelerated && !uphill ? (1 + std::sqrt(1 + 4 * theta * theta)) / 2 : 1;
     z = theta_next > 1 ? sum_of(y, (theta - 1) / theta_next, moved) : y;
     theta = theta_next;
     // The gradient at y is one more; it is asked for where the step itself says that y may do.
-    if (L * length <= options_.tolerance || !std::isfinite(loss)) {
+    if (L * next.length <= options_.tolerance || !std::isfinite(loss)) {
       look();
       if (solution.stationarity > options_.tolerance) restart();
     }

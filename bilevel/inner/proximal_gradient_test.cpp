@@ -7,6 +7,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/inner/closed_form.h"
+#include "bilevel/inner/constrained_for_tests.h"
 #include "bilevel/inner/constraints.h"
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/registry.h"
@@ -20,29 +21,6 @@ namespace bilevel::proximal_gradient_test {
 namespace {
 
 using testing::HasSubstr;
-
-// A problem with constraints on y that do not depend on x.
-class Constrained final : public TestProblem {
- public:
-  Constrained(const Problem& base, InnerConstraints constraints) : base_(base), constraints_(std::move(constraints)) {
-    outer_layout_ = base.outer_layout();
-    inner_layout_ = base.inner_layout();
-    x0_ = base.initial_outer();
-    y0_ = base.initial_inner(x0_, 0);
-  }
-  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    return base_.inner_loss(x, y, batch);
-  }
-  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
-    return base_.outer_loss(x, y, batch);
-  }
-  bool has_inner_constraints() const override { return true; }
-  InnerConstraints inner_constraints(const at::Tensor&) const override { return constraints_; }
-
- private:
-  const Problem& base_;
-  InnerConstraints constraints_;
-};
 
 InnerSolution solve(const Problem& problem, ProximalGradientOptions options = {}) {
   const at::Tensor x = problem.initial_outer();
@@ -146,6 +124,16 @@ TEST(ProximalGradient, FindsAStepSizeItselfAndDescendsNonconvexLosses) {
   EXPECT_LT(s.step_size.item<double>(), 100.0);
   EXPECT_LE(s.y.abs().max().item<double>(), 0.4);
   EXPECT_LT(s.loss, base.inner_loss(x, problem.initial_inner(x, 0).clamp(-0.4, 0.4), {}).item<double>());
+}
+
+TEST(ProximalGradient, TakesNoStepFromTheSolution) {
+  const RidgeProblem base;
+  const Constrained problem(base, {.l1 = number(0.05)});
+  const InnerSolution s = solve(problem, {.max_iterations = 5000, .tolerance = 1e-10});
+  const InnerSolution again =
+      ProximalGradient({.tolerance = 1e-9}).solve(AutodiffOracle(problem), problem.initial_outer(), 0, {s.y}, {});
+  EXPECT_EQ(again.steps, 0);
+  EXPECT_TRUE(at::equal(again.y, s.y));
 }
 
 TEST(ProximalGradient, WorksInFloat) {

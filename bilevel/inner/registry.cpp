@@ -13,6 +13,7 @@
 #include "bilevel/inner/closed_form.h"
 #include "bilevel/inner/lbfgs.h"
 #include "bilevel/inner/newton_cg.h"
+#include "bilevel/inner/prox_newton.h"
 #include "bilevel/inner/proximal_gradient.h"
 #include "bilevel/inner/rmsprop.h"
 #include "bilevel/inner/sampled.h"
@@ -106,6 +107,9 @@ const std::vector<SolverRow>& solver_table() {
          options.accelerated = false;
          return make_solver<ProximalGradient>(options, section);
        }},
+      {{"prox-newton", "Newton's method on the elements that an l1 penalty and bounds on y leave free"},
+       true,
+       [](Section& section) { return make_solver<ProxNewton>(ProxNewtonOptions{}, section); }},
       {{"closed-form", "one linear solve, for losses that are quadratic in y"},
        false,
        [](Section& section) { return make_solver<ClosedForm>(ClosedFormOptions{}, section); }},

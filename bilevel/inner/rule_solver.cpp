@@ -8,8 +8,8 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
-#include "bilevel/core/vectors.h"
 #include "bilevel/core/stream.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/rule_helpers.h"
 #include "bilevel/inner/solver_helpers.h"
 #include "bilevel/inner/step_size.h"

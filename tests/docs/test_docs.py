@@ -224,6 +224,7 @@ CASES = {
     "lbfgs": "[problem]\n" + L2 + DATA + '[inner]\nsolver = "lbfgs"\n',
     "newton-cg": "[problem]\n" + L2 + DATA + '[inner]\nsolver = "newton-cg"\n',
     "closed-form": '[problem]\nloss = "squared"\n' + L2 + DATA + '[inner]\nsolver = "closed-form"\n',
+    "prox-newton": "[problem]\n[problem.hyperparameters]\nl1 = { init = -5.0 }\n" + DATA + '[inner]\nsolver = "prox-newton"\n',
     "prox": "[problem]\n[problem.hyperparameters]\nl1 = { init = -5.0 }\n" + DATA + '[inner]\nsolver = "prox"\n',
     "projected-gradient": "[problem]\n" + L2 + DATA + '[inner]\nsolver = "projected-gradient"\n',
     "rmsprop": "[problem]\n" + L2 + DATA + '[inner]\nrule = "rmsprop"\nschedule = "cosine"\n',

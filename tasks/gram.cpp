@@ -46,8 +46,14 @@ double even_odds_curvature(const Loss& loss, int64_t classes) {
   return 1.3 * (1 - 1 / C) / C;
 }
 
+namespace {
+double power_of_two(double value) { return std::exp2(std::round(std::log2(value))); }
+}  // namespace
+
 Problem::Preconditioner Gram::inverse(int64_t classes, double curvature, double ridge) const {
-  return preconditioner(factor(std::exp2(std::round(std::log2(curvature))), ridge), classes);
+  // Where a factorisation takes as long as tens of passes, one must serve for many x.
+  const bool dear = gram_.size(0) > 100;
+  return preconditioner(factor(power_of_two(curvature), dear && ridge > 0 ? power_of_two(ridge) : ridge), classes);
 }
 
 Problem::Preconditioner Gram::inverse(int64_t classes, double curvature, const at::Tensor& ridge) const {

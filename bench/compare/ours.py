@@ -190,7 +190,7 @@ def _ridge(case, mine, work, settings):
     found = {}
     for solver in solvers:
         tolerance = f"tolerance = {settings['tol']}\nsteps = 50000\n" if solver != "closed-form" else ""
-        for linear, options in (("cg", "iterations = 2000\n"), ("dense", "")):
+        for linear, options in (("cg", "iterations = 2000\n"), ("pcg", 'iterations = 2000\nprecondition = "problem"\n'), ("dense", "")):
             found[f"{solver}-{linear}"] = f"""[problem]
 model = "linear"
 bias = false
@@ -206,7 +206,7 @@ solver = "{solver}"
 start = "cold"
 {tolerance}[hypergradient]
 estimator = "implicit"
-solver = "{linear}"
+solver = "{linear.removeprefix("p")}"
 {options}[run]
 threads = 1
 """

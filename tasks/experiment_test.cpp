@@ -133,7 +133,7 @@ TEST_F(ExperimentTest, AnInterruptedRunResumesToTheUninterruptedEnd) {
 }
 
 TEST_F(ExperimentTest, SingleLoopRunsResumeToTheUninterruptedEndToo) {
-  for (const std::string algorithm : {"soba", "saba", "ma-soba"}) {
+  for (const std::string algorithm : {"soba", "saba", "ma-soba", "srba", "bome"}) {
     Config single = Config::parse(kConfig, "digits.toml");
     for (const std::string& set : {"run.algorithm=" + algorithm, std::string("inner.batch=7"), std::string("outer.batch=16"),
                                    std::string("outer.steps=40"), std::string("run.record_every=5")}) {

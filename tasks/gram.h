@@ -18,8 +18,8 @@ class Gram {
   Gram(const at::Tensor& features, bool bias);
 
   /// v ↦ M⁻¹ v for weights [C, d] row by row and then, with a bias, [C]:  M = curvature · XᵀX / n + ridge I, the same for each
-  /// class; the bias has a small ridge of its own. `curvature` is rounded to a power of two, and above 100 columns `ridge` too, so
-  /// that a factor made once serves again.
+  /// class; the bias has a small ridge of its own. `curvature` is rounded to a power of two, and above 100 columns `ridge` too,
+  /// so that a factor made once serves again.
   Problem::Preconditioner inverse(int64_t classes, double curvature, double ridge) const;
   /// The same with a ridge for each feature [d]: M = curvature · XᵀX / n + diag(ridge). Its factor is made anew each time.
   Problem::Preconditioner inverse(int64_t classes, double curvature, const at::Tensor& ridge) const;

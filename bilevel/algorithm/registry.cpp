@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 
+#include "bilevel/algorithm/bome.h"
 #include "bilevel/algorithm/double_loop_config.h"
 #include "bilevel/algorithm/hpm_config.h"
 #include "bilevel/algorithm/ma_soba.h"
 #include "bilevel/algorithm/saba.h"
 #include "bilevel/algorithm/soba.h"
+#include "bilevel/algorithm/srba.h"
 #include "bilevel/core/error.h"
 
 namespace bilevel {
@@ -42,6 +44,9 @@ const std::vector<AlgorithmRow>& algorithms() {
       single_loop<Saba>("saba",
                         "soba with the variance taken out by a memory of the batches, constant steps (Dagréou et al. 2022)"),
       single_loop<MaSoba>("ma-soba", "soba with x moved along the mean of its directions (Chen, Xiao & Balasubramanian 2023)"),
+      single_loop<Srba>("srba", "soba with directions that go on by differences between two points (Dagréou et al. 2023)"),
+      single_loop<Bome>("bome",
+                        "x and y moved by first derivatives alone, so that the gap of the inner loss falls (Ye et al. 2022)"),
       {"hpm", "a population of double loops: the worst copy the best and mutate as a teacher has learned (Tao et al. 2020)",
        read_hpm, false},
       {"pbt", "population-based training: no hypergradient; the worst copy the best and mutate at random (Jaderberg et al. 2017)",

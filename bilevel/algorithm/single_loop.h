@@ -23,6 +23,12 @@ struct SingleLoopOptions {
 /// Reads [inner] lr, decay, batch and [outer] lr, batch.
 void read(Section& inner, Section& outer, SingleLoopOptions& options);
 
+/// Throws Error for problems that a method with one y beside x cannot serve: several inner problems, inner constraints, a y₀ or
+/// an update rule that x determines.
+void require_one_free_inner_problem(const Problem& problem, std::string_view name);
+/// `lr`, or 1/L with L a bound on the curvature at (x, y). Throws Error where that is not positive.
+double step_size_at(const Oracle& oracle, const at::Tensor& x, const at::Tensor& y, std::optional<double> lr, uint64_t seed);
+
 /// y, q and x moved together, one batch of each loss at a step (Dagréou, Ablin, Vaiter & Moreau 2022, "A framework for bilevel
 /// optimization that enables stochastic and global variance reduction algorithms", eq. 6–8), all three at the old point:
 ///
@@ -43,16 +49,18 @@ class SingleLoop : public Algorithm {
   const SingleLoopOptions& options() const { return options_; }
 
  protected:
-  /// Keeps a reference to `oracle`. Throws Error for problems with several inner problems, inner constraints, a y₀ or an update
-  /// rule that x determines.
+  /// Keeps a reference to `oracle`. Throws Error as `require_one_free_inner_problem`.
   SingleLoop(const Oracle& oracle, SingleLoopOptions options, std::string_view name);
 
   enum class Level { kInner, kOuter };
   /// Takes the quantities of batch `number` at one level, (∂y g, H q, (∂x r)ᵀ q) or (∂y f, ∂x f), to what the step goes along, in
   /// place. Made anew for each call of `step`.
   using Reduction = std::function<void(Level level, int64_t number, const at::Tensor& quantities)>;
-  virtual Reduction reduction(State& state) const = 0;
+  virtual Reduction reduction(State&) const { return {}; }
   virtual void add_to(State& start) const { (void)start; }
+  /// Every so many steps the five quantities are taken of all samples, and between them each goes on by what its batch says of
+  /// the last move, quantity(now) − quantity(before) (SARAH). 0: each step's batch gives them anew. State: `recursion.…`.
+  virtual int64_t period() const { return 0; }
 
   const Oracle& oracle() const { return oracle_; }
   const Partition& batches(Level level) const { return level == Level::kInner ? inner_ : outer_; }

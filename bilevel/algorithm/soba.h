@@ -10,9 +10,6 @@ class Soba final : public SingleLoop {
   static SingleLoopOptions defaults() { return {.decay = 0.5}; }
   explicit Soba(const Oracle& oracle, SingleLoopOptions options = defaults()) : SingleLoop(oracle, options, "soba") {}
   std::string_view name() const override { return "soba"; }
-
- protected:
-  Reduction reduction(State&) const override { return {}; }
 };
 
 }  // namespace bilevel

@@ -116,7 +116,7 @@ struct Method {
   std::string algorithm = "double-loop";
   bool boxed_only = false;  // searches in a box with few dimensions
 
-  bool single_loop() const { return algorithm == "soba" || algorithm == "saba" || algorithm == "ma-soba"; }
+  bool single_loop() const { return algorithm != "double-loop" && !boxed_only; }
   bool estimates() const { return algorithm == "double-loop" && outer.empty() && inner == "steps = 10"; }
 };
 
@@ -135,10 +135,14 @@ std::vector<Method> methods() {
       {"B5", "DARTS", "estimator = \"darts\""},
       {"B5", "one-step", "estimator = \"one-step\""},
       {"B6", "SAMA", "estimator = \"sama\""},
+      {"B7", "StocBiO: 10 sgd steps on q from zero",
+       "estimator = \"implicit\"\nsolver = \"sgd\"\niterations = 10\nhvp_batch = 256\nwarm_start = false"},
       {"B8", "AmIGO: 10 sgd steps on q, warm", "estimator = \"implicit\"\nsolver = \"sgd\"\niterations = 10\nhvp_batch = 256"},
       {"B9", "SOBA", "", "batch = 256", "batch = 256", "soba"},
       {"B9", "SABA", "", "batch = 256", "batch = 256", "saba"},
       {"B9", "MA-SOBA", "", "batch = 256", "batch = 256", "ma-soba"},
+      {"B9", "SRBA", "", "batch = 256", "batch = 256", "srba"},
+      {"B10", "BOME, 5 inner steps", "", "batch = 256\nsteps = 5", "batch = 256", "bome"},
       {"B11, B12", "penalty, central difference", "estimator = \"penalty\"\nsteps = 5"},
       {"B11, B12", "penalty, forward difference (F2SA, V-PBGD)", "estimator = \"penalty\"\nsteps = 5\ndifference = \"forward\""},
       {"B13", "SOBOW: one inner step, CG 5, window 10, weights 0.9^i", cg + "iterations = 5", "steps = 1",

@@ -237,6 +237,8 @@ CASES = {
     "outer momentum": "[problem]\n" + L2 + DATA + '[outer]\nrule = "momentum"\n',
     "soba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "soba"\n',
     "saba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "saba"\n',
+    "srba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "srba"\n',
+    "bome": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "bome"\n',
     "ma-soba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "ma-soba"\n',
     "hpm": "[problem]\n" + BOXED + DATA + '[outer.population]\nmembers = 2\n[run]\nalgorithm = "hpm"\n',
     "pbt": "[problem]\n" + BOXED + DATA + '[outer.population]\nmembers = 2\n[run]\nalgorithm = "pbt"\n',
@@ -259,7 +261,7 @@ def test_defaults_are_as_documented(case, tmp_path):
     documented = documented_defaults()
     (tmp_path / "c.toml").write_text(CASES[case])
     settings = [] if case.startswith(("reweight", "tune")) else ["--set", "outer.steps=0"]
-    if settings and case not in ("closed-form", "soba", "saba", "ma-soba"):
+    if settings and case not in ("closed-form", "soba", "saba", "ma-soba", "srba"):
         settings += ["--set", "inner.steps=1"]
     done = subprocess.run([BINARY, "run", "c.toml", "--out", "out", *settings], cwd=tmp_path, env=ENVIRONMENT, text=True,
                           capture_output=True, timeout=300)

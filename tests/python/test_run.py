@@ -40,7 +40,7 @@ def test_e1_outer_loop():
     assert run.outcome == "done" and run.x.shape == (20,) and run.x.min() >= 1e-8
 
 
-@pytest.mark.parametrize("algorithm", ["soba", "saba", "ma-soba"])
+@pytest.mark.parametrize("algorithm", ["soba", "saba", "ma-soba", "srba"])
 def test_single_loop_methods_take_the_way_of_the_double_loop(algorithm):
     t = torch.linspace(0.5, 1.5, 5, dtype=torch.double)
     x, y = torch.zeros(1, dtype=torch.double), torch.zeros(5, dtype=torch.double)

@@ -73,12 +73,12 @@ TEST(ProxNewton, FindsTheConstrainedMinimumOfAQuadraticAndMeetsItsBoundsToTheBit
 }
 
 TEST(ProxNewton, TakesAFractionOfTheStepsOfFistaToTheSamePoint) {
-  const QuadraticProblem base({.condition = 1e3});
+  const QuadraticProblem base({.condition = 1e4});
   for (const InnerConstraints& constraints : {InnerConstraints{.lower = number(0)}, InnerConstraints{.l1 = number(0.05)}}) {
     const Constrained problem(base, constraints);
-    const InnerSolution newton = solve(problem, {.tolerance = 1e-9});
+    const InnerSolution newton = solve(problem, {.tolerance = 1e-10});
     const at::Tensor x = problem.initial_outer();
-    const InnerSolution fista = ProximalGradient({.max_iterations = 100000, .tolerance = 1e-9})
+    const InnerSolution fista = ProximalGradient({.max_iterations = 100000, .tolerance = 1e-10})
                                     .solve(AutodiffOracle(problem), x, 0, {problem.initial_inner(x, 0)}, {});
     EXPECT_EQ(newton.status, Status::kConverged) << newton.message;
     EXPECT_EQ(fista.status, Status::kConverged) << fista.message;

@@ -91,7 +91,7 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
     ++solution.steps;
     const double total = next.loss + map.penalty(next.y);
     const bool momentum = theta > 1;
-    if (momentum && total > loss + 10 * rounding * std::abs(loss)) {
+    if (momentum && total > loss + 100 * rounding * std::abs(loss)) {
       restart();
       continue;
     }

@@ -9,7 +9,7 @@ namespace bilevel {
 
 ProximalStep proximal_step(const Oracle& oracle, const at::Tensor& x, const Batch& batch, const ProximalMap& map,
                            const at::Tensor& z, const Gradients& at_z, double& L) {
-  const double loss_z = at_z.value.item<double>(), slack = 10 * loss_rounding(z) * std::abs(loss_z);
+  const double loss_z = at_z.value.item<double>(), slack = 100 * loss_rounding(z) * std::abs(loss_z);
   ProximalStep next;
   for (int halvings = 0; halvings < 60; ++halvings, L *= 2) {
     next.y = map.apply(sum_of(z, -1 / L, at_z.y), 1 / L);

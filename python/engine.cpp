@@ -166,6 +166,7 @@ py::dict to_dict(const Cost& cost) {
   d["gradients"] = cost.gradients;
   d["hvps"] = cost.hvps;
   d["cross_products"] = cost.cross_products;
+  d["samples"] = cost.samples;
   d["seconds"] = cost.seconds;
   d["peak_bytes"] = cost.peak_bytes;
   return d;

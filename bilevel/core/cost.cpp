@@ -9,6 +9,7 @@ Cost& Cost::operator+=(const Cost& other) {
   gradients += other.gradients;
   hvps += other.hvps;
   cross_products += other.cross_products;
+  samples += other.samples;
   seconds += other.seconds;
   peak_bytes = std::max(peak_bytes, other.peak_bytes);
   return *this;
@@ -20,6 +21,7 @@ Cost Cost::operator-(const Cost& earlier) const {
   difference.gradients -= earlier.gradients;
   difference.hvps -= earlier.hvps;
   difference.cross_products -= earlier.cross_products;
+  difference.samples -= earlier.samples;
   difference.seconds -= earlier.seconds;
   return difference;
 }

@@ -14,8 +14,8 @@ namespace bilevel {
 /// A linearization counts as one gradient; a product with ∂y r as one HVP; a vjp as one HVP and one cross product; a product of a
 /// block [k, d] counts k times. Scores of a batch count as its gradient; a joint pass counts as what is in it. An output space
 /// counts a forward pass for each of its two outputs and again where features are asked for, two gradients for the gradient of an
-/// adjoint's loss, and one cross product. `watch`, where given, is called before each call, and may end a computation by
-/// throwing.
+/// adjoint's loss, and one cross product. The samples of each call are counted too. `watch`, where given, is called before each
+/// call, and may end a computation by throwing.
 class CountedOracle final : public Oracle {
  public:
   explicit CountedOracle(const Oracle& oracle, std::function<void()> watch = {})
@@ -38,9 +38,11 @@ class CountedOracle final : public Oracle {
   struct Meter {
     Cost cost;
     std::function<void()> watch;
-    void add(int64_t Cost::*kind, int64_t calls = 1) {
+    // `samples`: of each call.
+    void add(int64_t Cost::*kind, int64_t samples, int64_t calls = 1) {
       if (watch) watch();
       std::atomic_ref(cost.*kind).fetch_add(calls, std::memory_order_relaxed);  // several threads may ask
+      std::atomic_ref(cost.samples).fetch_add(calls * samples, std::memory_order_relaxed);
     }
   };
 

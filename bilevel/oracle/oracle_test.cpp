@@ -5,6 +5,7 @@
 #include "bilevel/oracle/autodiff.h"
 #include "bilevel/oracle/counted.h"
 #include "bilevel/oracle/finite_difference.h"
+#include "bilevel/problem/test_problems.h"
 
 namespace bilevel {
 namespace {
@@ -141,6 +142,29 @@ TEST_F(OracleTest, CountsEveryCall) {
   EXPECT_EQ(counted.cost().hvps, 4);
   EXPECT_EQ(counted.cost().cross_products, 3);
   EXPECT_EQ(counted.cost().forwards, 1);
+}
+
+TEST(CountedOracle, CountsTheSamplesThatCallsLookAt) {
+  const RidgeProblem problem;  // 30 inner samples and 20 outer ones
+  const AutodiffOracle oracle(problem);
+  const CountedOracle counted(oracle);
+  const at::Tensor x = problem.initial_outer(), y = problem.initial_inner(x, 0), v = at::ones_like(y);
+  Batch batch;
+  batch.samples = at::arange(7, at::kLong);
+  const auto since = [&](auto call) {
+    const int64_t before = counted.cost().samples;
+    call();
+    return counted.cost().samples - before;
+  };
+  EXPECT_EQ(since([&] { counted.inner(x, y, {}); }), 30);
+  EXPECT_EQ(since([&] { counted.inner(x, y, batch); }), 7);
+  EXPECT_EQ(since([&] { counted.outer(x, y, {}); }), 20);
+  EXPECT_EQ(since([&] { counted.outer_value(x, y, batch); }), 7);
+  EXPECT_EQ(since([&] { counted.linearize_inner(x, y, batch)->vjp(at::stack({v, v})); }), 7 + 2 * (7 + 7));
+  const at::Tensor r = at::empty_like(y), Hv = at::empty_like(y), cross = at::empty_like(x);
+  const auto pass = counted.joint_pass();
+  EXPECT_EQ(since([&] { pass->inner(x, y, v, batch, r, Hv, cross); }), 3 * 7);
+  EXPECT_EQ(since([&] { pass->outer(x, y, {}, r, cross); }), 20);
 }
 
 // A loss linear in y has no graph behind its gradient, and one that ignores x no derivative by it.

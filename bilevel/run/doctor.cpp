@@ -293,7 +293,9 @@ Trial Clinic::attempt(const EstimatorSettings& settings) {
     trial.estimate_seconds = seconds;
     trial.seconds = seconds + out_.inner_seconds;
     trial.cost.peak_bytes = std::max(trial.cost.peak_bytes, solve_cost_.peak_bytes);
-    trial.cost += Cost{solve_cost_.forwards, solve_cost_.gradients, solve_cost_.hvps, solve_cost_.cross_products};
+    const int64_t bytes = trial.cost.peak_bytes;
+    trial.cost += solve_cost_;
+    trial.cost.peak_bytes = bytes;
   }
   trial.cost.seconds = trial.seconds;
   compare(trial, value / static_cast<double>(slices()));

@@ -80,6 +80,7 @@ struct Book {
     book.cost.gradients = integer_or(state, "driver.gradients", 0);
     book.cost.hvps = integer_or(state, "driver.hvps", 0);
     book.cost.cross_products = integer_or(state, "driver.cross_products", 0);
+    book.cost.samples = integer_or(state, "driver.samples", 0);
     book.cost.seconds = number_or(state, "driver.seconds", 0);
     book.rollbacks = integer_or(state, "driver.rollbacks", 0);
     book.recorded = integer_or(state, "driver.recorded", 0);
@@ -94,6 +95,7 @@ struct Book {
     state.set("driver.gradients", cost.gradients);
     state.set("driver.hvps", cost.hvps);
     state.set("driver.cross_products", cost.cross_products);
+    state.set("driver.samples", cost.samples);
     state.set("driver.seconds", cost.seconds);
     state.set("driver.rollbacks", rollbacks);
     state.set("driver.recorded", recorded);

@@ -46,8 +46,11 @@ Json json_of(const Certificate& certificate) {
 }
 
 Json json_of(const Cost& cost) {
-  return {
-      {"forwards", cost.forwards}, {"gradients", cost.gradients}, {"hvps", cost.hvps}, {"cross_products", cost.cross_products}};
+  return {{"forwards", cost.forwards},
+          {"gradients", cost.gradients},
+          {"hvps", cost.hvps},
+          {"cross_products", cost.cross_products},
+          {"samples", cost.samples}};
 }
 
 Json json_of_machine(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }

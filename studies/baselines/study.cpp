@@ -168,9 +168,10 @@ Experiment experiment(const Workload& load, const Method& method, double lr, int
   return Experiment(Config::parse(text, "baselines"), [&load](const Config&, c10::Device) { return load.task(); });
 }
 
-double calls(const Cost& cost) { return static_cast<double>(cost.gradients + cost.hvps + cost.cross_products); }
+/// What was asked of the oracle, in calls of a batch: one of all samples is worth as many as it has batches.
+double calls(const Cost& cost) { return static_cast<double>(cost.samples) / kBatch; }
 
-/// What is left of x once so many calls of the oracle, of a batch each, have been spent.
+/// What is left of x once so many calls of the oracle have been spent.
 at::Tensor spend(const Workload& load, const Method& method, double lr, double budget, int64_t seed) {
   const Experiment run = experiment(load, method, lr, seed);
   State state = run.algorithm().init();

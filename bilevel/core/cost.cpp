@@ -10,6 +10,8 @@ Cost& Cost::operator+=(const Cost& other) {
   hvps += other.hvps;
   cross_products += other.cross_products;
   seconds += other.seconds;
+  second_thread_seconds += other.second_thread_seconds;
+  hidden_seconds += other.hidden_seconds;
   peak_bytes = std::max(peak_bytes, other.peak_bytes);
   return *this;
 }
@@ -21,6 +23,8 @@ Cost Cost::operator-(const Cost& earlier) const {
   difference.hvps -= earlier.hvps;
   difference.cross_products -= earlier.cross_products;
   difference.seconds -= earlier.seconds;
+  difference.second_thread_seconds -= earlier.second_thread_seconds;
+  difference.hidden_seconds -= earlier.hidden_seconds;
   return difference;
 }
 

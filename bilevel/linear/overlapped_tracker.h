@@ -13,10 +13,10 @@
 
 namespace bilevel {
 
-/// A tracker that takes its blocks on a second thread while the first one makes the next: the same blocks in the same order, so
-/// the same bits as without it on one thread of LibTorch's, which is what both threads have until `settle`. That waits for what
-/// is left to take, and throws what the tracker threw. In between nothing is shared but the queue: blocks are handed over and
-/// not written to again, and the tracker belongs to the second thread.
+/// A tracker that takes its blocks on a second thread while the first one makes the next: the same blocks in the same order. From
+/// the first of them to `settle` both threads have one of LibTorch's, so where the first had no more before, the bits are those
+/// of the tracker alone. `settle` waits for what is left to take, and throws what the tracker threw. In between nothing is shared
+/// but the queue: blocks are handed over and not written to again, and the tracker belongs to the second thread.
 class OverlappedTracker final : public InverseTracker {
  public:
   explicit OverlappedTracker(std::unique_ptr<InverseTracker> tracker);

@@ -108,7 +108,7 @@ TEST(OverlappedTracker, LeavesTheBlocksToTheMeterOfTheThreadThatMadeThem) {
   EXPECT_LT(meter.current_bytes() - before, 4 * kSize * 8);
 }
 
-TEST(OverlappedTracker, RefusesNothing) { EXPECT_THROW(OverlappedTracker(nullptr), Error); }
+TEST(OverlappedTracker, RefusesToWorkWithoutATracker) { EXPECT_THROW(OverlappedTracker(nullptr), Error); }
 
 }  // namespace
 }  // namespace bilevel::overlapped_tracker_test

@@ -23,8 +23,13 @@ void print_text(const Hypergradient& h, const Layout& layout) {
   if (h.certificate.distance_to_F) fmt::print("distance to F    {:.3g} (estimate)\n", *h.certificate.distance_to_F);
   if (h.certificate.standard_error) fmt::print("standard error   {:.3g}\n", *h.certificate.standard_error);
   if (h.certificate.spot_check) fmt::print("spot check       {}\n", h.certificate.spot_check->message);
-  fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n\n", h.cost.gradients,
+  fmt::print("cost             {} gradients, {} HVPs, {} cross products, {} forward passes, {:.2f} s\n", h.cost.gradients,
              h.cost.hvps, h.cost.cross_products, h.cost.forwards, h.cost.seconds);
+  if (h.cost.second_thread_seconds > 0) {
+    fmt::print("second thread    {:.2g} s, {:.0f} % of it hidden\n", h.cost.second_thread_seconds,
+               100 * h.cost.hidden_seconds / h.cost.second_thread_seconds);
+  }
+  fmt::print("\n");
   // The largest first: they are what the outer step moves most.
   const at::Tensor order = value.abs().argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
   for (int64_t i = 0; i < std::min(kShown, value.numel()); ++i) {

@@ -169,6 +169,10 @@ py::dict to_dict(const Cost& cost) {
   d["samples"] = cost.samples;
   d["seconds"] = cost.seconds;
   d["peak_bytes"] = cost.peak_bytes;
+  if (cost.second_thread_seconds > 0) {
+    d["second_thread_seconds"] = cost.second_thread_seconds;
+    d["hidden_seconds"] = cost.hidden_seconds;
+  }
   return d;
 }
 

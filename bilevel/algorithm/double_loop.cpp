@@ -168,13 +168,12 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       start.state_steps = state.tensor("inner.state_steps")[s].item<int64_t>();
       for (int64_t j = 0; state.has(state_slot(j)); ++j) start.state.push_back(slice_of(state.tensor(state_slot(j)), s, k));
     }
-    solutions.push_back(std::make_unique<InnerSolution>(solver_->solve(oracle_, x, s, start, policy)));
+    solutions.push_back(std::make_unique<InnerSolution>());
     InnerSolution& solution = *solutions.back();
     const at::Tensor q0 = options_.warm_q && state.has("q") ? slice_of(state.tensor("q"), s, k) : at::Tensor{};
-    const auto estimate = [&](InnerSolution& solved, int64_t draw) {
+    const auto input_of = [&](InnerSolution& solved, int64_t draw) {
       const int64_t n = options_.variance_samples, batch_index = step * n + draw, noise = (step * k + s) * n + draw;
       Batch inner_batch, outer_batch;
-      inner_batch.step = start.first_step + solved.steps;
       outer_batch.step = step;
       inner_batch.slice = outer_batch.slice = s;
       inner_batch.seed = Stream(options_.seed, "inner products").at(noise).seed();
@@ -194,21 +193,30 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
       input.start = start;
       input.bound = examination.bound && n == 1;
       for (size_t j = 0; state.has(carried_slot(s, j)); ++j) input.carried.push_back(state.tensor(carried_slot(s, j)));
-      Hypergradient found = estimator_->estimate(input);
-      if (draw == 0) inputs.push_back(std::move(given));
-      return found;
+      return given;
     };
-    Hypergradient one = estimate(solution, 0);
+    const auto solve = [&](EstimatorInput& input) {
+      if (policy.keep) policy.follower = estimator_->follower(input);
+      input.solution = solver_->solve(oracle_, x, s, start, policy);
+    };
+    const auto estimate = [&](EstimatorInput& input) {
+      for (Batch* batch : {&input.inner_batch, input.hvp_batch ? &*input.hvp_batch : nullptr,
+                           input.cross_batch ? &*input.cross_batch : nullptr}) {
+        if (batch != nullptr) batch->step = start.first_step + input.solution.steps;
+      }
+      return estimator_->estimate(input);
+    };
+    inputs.push_back(input_of(solution, 0));
+    solve(*inputs.back());
+    Hypergradient one = estimate(*inputs.back());
     if (options_.variance_samples > 1) {
       std::vector<Hypergradient> draws{std::move(one)};
       for (int64_t draw = 1; draw < options_.variance_samples; ++draw) {
         // A way back uses the trajectory up: the same solve, on the same inner batches, once more.
-        if (!policy.keep) {
-          draws.push_back(estimate(solution, draw));
-        } else {
-          InnerSolution again = solver_->solve(oracle_, x, s, start, policy);
-          draws.push_back(estimate(again, draw));
-        }
+        InnerSolution again;
+        const auto input = input_of(policy.keep ? again : solution, draw);
+        if (policy.keep) solve(*input);
+        draws.push_back(estimate(*input));
       }
       one = mean_of_draws(std::move(draws));
     } else if (examination.bound) {
@@ -303,6 +311,8 @@ DoubleLoop::Visit DoubleLoop::visit(State& state, const Examination& examination
     if (mean.message.empty()) mean.message = "A loss or the hypergradient is not finite.";
   }
   visit.cost = counted ? counted->cost() - cost_before : mean.cost;
+  visit.cost.second_thread_seconds = mean.cost.second_thread_seconds;
+  visit.cost.hidden_seconds = mean.cost.hidden_seconds;
   visit.cost.seconds = seconds_since(began);
   visit.cost.peak_bytes = std::max(meter.peak_bytes(), mean.cost.peak_bytes);
   mean.cost = visit.cost - of_examination;  // what the estimate alone takes

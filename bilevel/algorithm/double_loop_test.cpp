@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "bilevel/core/error.h"
+#include "bilevel/core/guards.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/oracle/autodiff.h"
@@ -32,6 +33,7 @@ struct Loop {
     DoubleLoopOptions options;
     read(inner, options);
     options.warm_q = options.start == Start::kWarm;
+    hypergradient.read("variance_samples", options.variance_samples);
     std::string estimator, rule;
     hypergradient.read("estimator", estimator);
     outer.read("rule", rule);
@@ -327,7 +329,7 @@ outer = { rule = "sgd", lr = 0.1 }
 // The state holds what the estimator carries on: without it the end is another.
 TEST(DoubleLoop, GoesOnFromWhatAnEstimatorCarriesBitForBit) {
   const LogisticWeightsProblem problem;
-  for (const char* form : {"window", "dense"}) {
+  for (const char* form : {"window", "dense", "kronecker"}) {
     SCOPED_TRACE(form);
     const Loop loop(problem, fmt::format(R"(
 inner = {{ rule = "sgd", lr = 0.5, steps = 4, batch = 7 }}
@@ -349,6 +351,36 @@ outer = {{ rule = "adam", lr = 0.1 }}
     EXPECT_TRUE(at::equal(whole.tensor("estimator.0.0"), resumed.tensor("estimator.0.0")));
     EXPECT_TRUE(at::equal(whole.tensor("x"), resumed.tensor("x")));
     EXPECT_FALSE(at::equal(whole.tensor("x"), forgetful.tensor("x")));
+  }
+}
+
+TEST(DoubleLoop, LetsAnEstimatorWorkAlongWithTheInnerSolveWithTheSameBits) {
+  const ThreadsGuard one(1);
+  const MlpProblem problem;
+  for (const char* form : {"dense", "kronecker"}) {
+    for (const int draws : {1, 3}) {
+      const auto end = [&](bool overlap, Cost& cost) {
+        const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 0.2, steps = 5, batch = 7 }}
+hypergradient = {{ estimator = "fisher", form = "{}", scores = 3, smoothing = 0.9, overlap = {}, variance_samples = {} }}
+outer = {{ rule = "adam", lr = 0.1 }}
+)",
+                                             form, overlap, draws));
+        State state = loop->init();
+        cost = loop->step(state, 6).cost;
+        return state;
+      };
+      Cost plain_cost, overlapped_cost;
+      const State plain = end(false, plain_cost), overlapped = end(true, overlapped_cost);
+      for (const auto& [name, value] : plain.values()) {
+        if (!std::holds_alternative<at::Tensor>(value)) continue;
+        EXPECT_TRUE(at::equal(plain.tensor(name), overlapped.tensor(name))) << form << ", " << draws << ": " << name;
+      }
+      EXPECT_EQ(plain_cost.oracle_calls(), overlapped_cost.oracle_calls());
+      EXPECT_EQ(plain_cost.second_thread_seconds, 0);
+      EXPECT_GT(overlapped_cost.second_thread_seconds, 0);
+      EXPECT_LE(overlapped_cost.hidden_seconds, overlapped_cost.second_thread_seconds);
+    }
   }
 }
 

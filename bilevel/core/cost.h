@@ -10,8 +10,10 @@ struct Cost {
   int64_t hvps = 0;            // products with ∂y r or its transpose
   int64_t cross_products = 0;  // products with ∂x r or its transpose; free of charge in the same pass as an HVP, but counted
   double seconds = 0;
-  int64_t peak_bytes = 0;  // of tensors held for the computation, where it is metered
-  int64_t samples = 0;     // that all these calls looked at: each the size of its batch, 0 where the loss has no samples
+  double second_thread_seconds = 0;  // what a second thread of the computation worked
+  double hidden_seconds = 0;         // of those, what the first one did not wait for
+  int64_t peak_bytes = 0;            // of tensors held for the computation, where it is metered
+  int64_t samples = 0;  // that all these calls looked at: each the size of its batch, 0 where the loss has no samples
 
   int64_t oracle_calls() const { return forwards + gradients + hvps + cross_products; }
   Cost& operator+=(const Cost& other);

@@ -1,4 +1,5 @@
 #pragma once
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -90,6 +91,10 @@ class Estimator {
   virtual std::string_view name() const = 0;
   /// What the inner solve must keep for `estimate`.
   virtual TrajectoryPolicy trajectory() const { return {}; }
+  /// Who works along with the inner solve for `estimate`, to be put into its TrajectoryPolicy; null: nobody. Asked right before
+  /// the solve with the input of the estimate, in which the solution and the numbers of steps are still to come. A caller that
+  /// has no use for it leaves it out: `estimate` then does all of the work, with the same result.
+  virtual std::shared_ptr<Follower> follower(const EstimatorInput& /*in*/) const { return nullptr; }
   virtual BatchRoles batch_roles() const { return {}; }
   /// Why this estimator cannot serve this problem and solver, one sentence each; empty: it can. Asked before the run.
   virtual std::vector<std::string> objections(const Problem& problem, const InnerSolver& solver) const = 0;

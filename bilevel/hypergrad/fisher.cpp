@@ -16,6 +16,8 @@
 #include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/assembly.h"
 #include "bilevel/hypergrad/optimality.h"
+#include "bilevel/linear/kronecker_inverse.h"
+#include "bilevel/linear/overlapped_tracker.h"
 
 namespace bilevel {
 namespace {
@@ -58,17 +60,21 @@ std::vector<std::string> FisherOptions::violations() const {
     found.push_back(fmt::format("smoothing should lie between 0 and 1, both excluded, got {}.", smoothing));
   }
   if (!(damping >= 0 && std::isfinite(damping))) found.push_back(fmt::format("damping should be at least 0, got {}.", damping));
+  if (overlap && form == Form::kWindow) {
+    found.push_back("overlap has nothing to do for the form \"window\", all of whose work waits for the end of the solve.");
+  }
   return found;
 }
 
 void read(Section& section, FisherOptions& options) {
-  section.read_choice("form", options.form, {"window", "dense"});
+  section.read_choice("form", options.form, {"window", "dense", "kronecker"});
   section.read_choice("labels", options.labels, {"observed", "sampled", "enumerated"});
   section.read("scores", options.scores);
   section.read("steps", options.steps);
   section.read("window", options.window);
   section.read("smoothing", options.smoothing);
   section.read("damping", options.damping);
+  section.read("overlap", options.overlap);
   section.check(options.violations());
 }
 
@@ -93,31 +99,86 @@ std::vector<std::string> Fisher::objections(const Problem& problem, const InnerS
   return objections;
 }
 
-// Of each point that the inner solve went through, the oldest first, or of its end where no way there was kept.
-std::vector<at::Tensor> Fisher::blocks(const EstimatorInput& in) const {
-  const Stream stream(in.inner_batch.seed, "fisher");
-  const int64_t n = in.oracle.problem().inner_samples();
-  const auto block = [&](const at::Tensor& y, const Batch& batch, int64_t t) {
-    return in.oracle.scores(in.x, y, some_of(batch, options_.scores, stream.at(t), n), options_.labels).flatten(0, 1);
-  };
-  std::vector<at::Tensor> found;
-  Trajectory* trajectory = in.solution.trajectory.get();
-  if (trajectory == nullptr || trajectory->size() == 0) {
-    found.push_back(block(in.solution.y, in.inner_batch, 0));
-    return found;
+/// The tracked mean, step after step.
+class Fisher::Mean final : public Follower {
+ public:
+  Mean(const FisherOptions& options, const EstimatorInput& in)
+      : options_(options),
+        oracle_(in.oracle),
+        x_(in.x),
+        stream_(in.inner_batch.seed, "fisher"),
+        // What a solve from y₀ went through says nothing of where the next one goes.
+        before_(in.cold_start ? Tensors{} : in.carried) {}
+
+  void see(const Point& before, const Batch& batch, int64_t t) override { add(before.y, batch, t); }
+
+  void add(const at::Tensor& y, const Batch& batch, int64_t t) {
+    const at::NoGradGuard no_grad;
+    const int64_t n = oracle_.problem().inner_samples();
+    const at::Tensor S = oracle_.scores(x_, y, some_of(batch, options_.scores, stream_.at(t), n), options_.labels).flatten(0, 1);
+    if (steps_ == 0) {
+      first_ = t;
+      begin(S.size(0));
+    }
+    tracker_->take(S);
+    scores_ += S.size(0);
+    ++steps_;
   }
-  for (int64_t t = trajectory->size() - 1; t >= trajectory->first(); --t) {
-    found.push_back(block(trajectory->take_point(t).y, trajectory->batch(t), t));
+
+  bool saw(int64_t first, int64_t end) const { return steps_ > 0 && first_ == first && first_ + steps_ == end; }
+  int64_t scores() const { return scores_; }
+  int64_t steps() const { return steps_; }
+  InverseTracker& tracker() { return *tracker_; }
+  void report(Cost& cost) const {
+    if (overlapped_ == nullptr) return;
+    cost.second_thread_seconds = overlapped_->busy_seconds();
+    cost.hidden_seconds = overlapped_->hidden_seconds();
   }
-  std::reverse(found.begin(), found.end());
-  return found;
+
+ private:
+  void begin(int64_t block_rows) {
+    using Form = FisherOptions::Form;
+    if (options_.form == Form::kWindow) tracker_ = std::make_unique<WindowedInverse>(options_.window, block_rows, before_);
+    if (options_.form == Form::kDense) tracker_ = std::make_unique<SmoothedInverse>(options_.smoothing, before_);
+    if (options_.form == Form::kKronecker) {
+      tracker_ = std::make_unique<KroneckerInverse>(options_.smoothing, oracle_.problem().inner_layout(), before_);
+    }
+    if (!options_.overlap) return;
+    auto overlapped = std::make_unique<OverlappedTracker>(std::move(tracker_));
+    overlapped_ = overlapped.get();
+    tracker_ = std::move(overlapped);
+  }
+
+  const FisherOptions options_;
+  const Oracle& oracle_;
+  const at::Tensor x_;
+  const Stream stream_;
+  const Tensors before_;
+  std::unique_ptr<InverseTracker> tracker_;
+  const OverlappedTracker* overlapped_ = nullptr;
+  int64_t first_ = 0, steps_ = 0, scores_ = 0;
+};
+
+std::shared_ptr<Follower> Fisher::follower(const EstimatorInput& in) const {
+  return options_.overlap ? std::make_shared<Mean>(options_, in) : nullptr;
 }
 
-std::unique_ptr<InverseTracker> Fisher::tracker(const EstimatorInput& in, int64_t block_rows) const {
-  // What a solve from y₀ went through says nothing of where the next one goes.
-  const Tensors before = in.cold_start ? Tensors{} : in.carried;
-  if (options_.form == FisherOptions::Form::kDense) return std::make_unique<SmoothedInverse>(options_.smoothing, before);
-  return std::make_unique<WindowedInverse>(options_.window, block_rows, before);
+// Over the points that the inner solve went through, the oldest first, or of its end where no way there was kept.
+std::shared_ptr<Fisher::Mean> Fisher::mean(const EstimatorInput& in) const {
+  Trajectory* way = in.solution.trajectory.get();
+  if (way != nullptr) {
+    auto seen = std::dynamic_pointer_cast<Mean>(way->follower());
+    if (seen && seen->saw(way->first(), way->size())) return seen;
+  }
+  auto mean = std::make_shared<Mean>(options_, in);
+  if (way == nullptr || way->size() == way->first()) {
+    mean->add(in.solution.y, in.inner_batch, 0);
+    return mean;
+  }
+  std::vector<at::Tensor> y;
+  for (int64_t t = way->size() - 1; t >= way->first(); --t) y.push_back(way->take_point(t).y);
+  for (int64_t t = way->first(); t < way->size(); ++t, y.pop_back()) mean->add(y.back(), way->batch(t), t);
+  return mean;
 }
 
 Hypergradient Fisher::estimate(const EstimatorInput& in) const {
@@ -143,15 +204,16 @@ Hypergradient Fisher::estimate(const EstimatorInput& in) const {
     return h;
   }
 
-  const std::vector<at::Tensor> scores = blocks(in);
-  const auto inverse = tracker(in, scores.front().size(0));
-  const bool positive = inverse->add(scores, ridge);
-  if (positive) h.q = inverse->solve(outer.y, ridge);
-  h.carried = inverse->state();
+  const std::shared_ptr<Mean> scores = mean(in);
+  InverseTracker& inverse = scores->tracker();
+  const bool positive = inverse.settle(ridge);
+  if (positive) h.q = inverse.solve(outer.y, ridge);
+  h.carried = inverse.state();
+  scores->report(h.cost);
   h.value = outer.x - optimum.vjp(h.q).x;
   h.message =
       fmt::format("The Fisher information of {} scores along {} inner steps stands for the Hessian; no product with the Hessian.",
-                  scores.size() * static_cast<size_t>(scores.front().size(0)), in.solution.trajectory ? scores.size() : 0);
+                  scores->scores(), in.solution.trajectory ? scores->steps() : 0);
   if (!positive)
     demote(h, Grade::kBad, "The smoothed Fisher information is not positive definite to rounding: give more damping.");
   check_finite(h, in.solution);

@@ -142,6 +142,7 @@ struct Where {
   double lr = 0.1, weight_decay = 0.0, damping = 0.0;
   uint64_t seed = 0;
   Tensors carried = {};
+  bool follow = false;
 };
 
 Hypergradient fisher_at(const FisherOptions& options, const Problem& problem, const at::Tensor& x, const Where& where,
@@ -153,13 +154,16 @@ Hypergradient fisher_at(const FisherOptions& options, const Problem& problem, co
   rule.lr = where.lr, rule.weight_decay = where.weight_decay;
   const RuleSolver solver = rule_solver(rule, where.steps, where.plan);
   const InnerStart start{.y = where.y};
-  InnerSolution solution = solver.solve(oracle, x, 0, start, fisher.trajectory());
+  InnerSolution solution;
   Batch inner;
   inner.seed = where.seed;
   EstimatorInput input{oracle, solver, x, solution, inner, {}, {}};
   input.cold_start = false;
   input.damping = where.damping;
   input.carried = where.carried;
+  TrajectoryPolicy policy = fisher.trajectory();
+  if (where.follow) policy.follower = fisher.follower(input);
+  solution = solver.solve(oracle, x, 0, start, policy);
   return fisher.estimate(input);
 }
 
@@ -272,6 +276,81 @@ TEST(Fisher, TakesEitherFormForOneMatrixToStandForTheHessian) {
             1e-9);
 }
 
+// A block for each layer, of the scores' partial traces, by the formula.
+at::Tensor of_factors(const at::Tensor& S, int64_t out, int64_t columns) {
+  const at::Tensor M = S.view({S.size(0), out, columns});
+  const at::Tensor L = at::einsum("rij,rkj->ik", {M, M}), R = at::einsum("rij,ril->jl", {M, M});
+  return at::kron(L, R) / L.trace();
+}
+
+TEST(Fisher, TakesKroneckerFactorsOfEachLayerOfANetwork) {
+  const MlpProblem problem({.features = 3, .hidden = 4});
+  const AutodiffOracle oracle(problem);
+  const at::Tensor x = problem.initial_outer(), y = some_y(problem), ridge = problem.inner_likelihood(x, {}).ridge + 0.05;
+  const FisherOptions options{.form = Form::kKronecker, .labels = Labels::kEnumerated, .scores = 0, .steps = 0, .damping = 0.05};
+  const Hypergradient h = fisher_at(options, problem, x, {.y = y});
+  // hidden.weight [4, 3] and hidden.bias [4], then output.weight [1, 4] and output.bias [1].
+  std::vector<int64_t> of_matrices;
+  for (int64_t i = 0; i < 4; ++i) of_matrices.insert(of_matrices.end(), {3 * i, 3 * i + 1, 3 * i + 2, 12 + i});
+  for (int64_t j = 16; j < 21; ++j) of_matrices.push_back(j);
+  const at::Tensor where = at::tensor(of_matrices, at::kLong);
+  const at::Tensor S = oracle.scores(x, y, {}, Labels::kEnumerated).flatten(0, 1), M = S.index_select(1, where);
+  at::Tensor F = at::zeros({21, 21}, at::kDouble);
+  F.index_put_({where.narrow(0, 0, 16).unsqueeze(1), where.narrow(0, 0, 16)}, of_factors(M.narrow(1, 0, 16), 4, 4));
+  F.index_put_({where.narrow(0, 16, 5).unsqueeze(1), where.narrow(0, 16, 5)}, of_factors(M.narrow(1, 16, 5), 1, 5));
+  const auto with = [&](const at::Tensor& A) {
+    return -cross(problem, x, y).t().mv(at::linalg_solve(A + at::diag(ridge), outer_grad_y(problem, x, y)));
+  };
+  EXPECT_LT(relative_error(h.value - h.direct, with(F)), 1e-10);
+  EXPECT_EQ(h.grade, Grade::kOk) << h.message;
+  for (const at::Tensor& neighbour : {S.t().mm(S), at::diag(S.square().sum(0)), at::zeros_like(F)}) {
+    EXPECT_GT(relative_error(with(neighbour), with(F)), 0.02);
+  }
+}
+
+TEST(Fisher, GivesTheSameBitsWithASecondThread) {
+  const MlpProblem problem;
+  const at::Tensor x = problem.initial_outer(), y = some_y(problem);
+  const BatchPlan plan = BatchPlan::shuffled(problem.inner_samples(), 6, Stream(0, "batches"));
+  for (const Form form : {Form::kDense, Form::kKronecker}) {
+    FisherOptions options{.form = form, .scores = 4, .steps = 9, .smoothing = 0.9};
+    const Where first{.y = y, .steps = 12, .plan = plan, .lr = 0.3, .seed = 1};
+    const Hypergradient plain = fisher_at(options, problem, x, first);
+    Where second = first;
+    second.seed = 2, second.carried = plain.carried;
+    const Hypergradient after = fisher_at(options, problem, x, second);
+    options.overlap = true;
+    for (const bool follow : {true, false}) {  // beside the inner steps, and beside the scores alone
+      Where where = first;
+      where.follow = follow;
+      const Hypergradient h = fisher_at(options, problem, x, where);
+      EXPECT_TRUE(at::equal(h.value, plain.value));
+      EXPECT_TRUE(at::equal(h.q, plain.q));
+      EXPECT_EQ(h.message, plain.message);
+      ASSERT_EQ(h.carried.size(), plain.carried.size());
+      for (size_t i = 0; i < h.carried.size(); ++i) EXPECT_TRUE(at::equal(h.carried[i], plain.carried[i]));
+      EXPECT_GT(h.cost.second_thread_seconds, 0);
+      EXPECT_LE(h.cost.hidden_seconds, h.cost.second_thread_seconds);
+      where = second;
+      where.follow = follow, where.carried = h.carried;
+      EXPECT_TRUE(at::equal(fisher_at(options, problem, x, where).value, after.value));
+    }
+    EXPECT_EQ(plain.cost.second_thread_seconds, 0);
+    EXPECT_GT(relative_error(after.value, plain.value), 1e-3);
+  }
+}
+
+TEST(Fisher, TakesTheLastStepsOfASolveThatEndsEarlierThanItsFollowerWasTold) {
+  const LogisticWeightsProblem problem;
+  const at::Tensor x = problem.initial_outer(), y = at::full_like(some_y(problem), 1e308);
+  FisherOptions options{.form = Form::kKronecker, .labels = Labels::kObserved, .scores = 4, .steps = 3};
+  const Hypergradient plain = fisher_at(options, problem, x, {.y = y, .steps = 20});
+  options.overlap = true;
+  const Hypergradient followed = fisher_at(options, problem, x, {.y = y, .steps = 20, .follow = true});
+  EXPECT_EQ(followed.grade, plain.grade);
+  EXPECT_EQ(followed.message, plain.message);
+}
+
 TEST(Fisher, CountsAWeightDecayOfTheRuleAndTheDampingOfARunAsRidge) {
   const LogisticWeightsProblem problem;
   const at::Tensor x = problem.initial_outer(), y = some_y(problem);
@@ -348,6 +427,7 @@ TEST(Fisher, RefusesWhatItCannotServe) {
   EXPECT_THROW(Fisher({.damping = -1.0}), Error);
   EXPECT_THROW(Fisher({.scores = -1}), Error);
   EXPECT_THROW(Fisher({.steps = -1}), Error);
+  EXPECT_THROW(Fisher({.form = Form::kWindow, .overlap = true}), Error);
 }
 
 TEST(Fisher, IsReadFromItsKeys) {
@@ -359,6 +439,7 @@ steps = 7
 window = 9
 smoothing = 0.5
 damping = 0.1
+overlap = true
 )";
   Section section = Config::parse(keys, "test.toml").root();
   FisherOptions options;
@@ -371,6 +452,7 @@ damping = 0.1
   EXPECT_EQ(options.window, 9);
   EXPECT_EQ(options.smoothing, 0.5);
   EXPECT_EQ(options.damping, 0.1);
+  EXPECT_TRUE(options.overlap);
 }
 
 }  // namespace

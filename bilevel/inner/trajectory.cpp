@@ -44,7 +44,7 @@ int64_t next_checkpoint(int64_t steps, int64_t checkpoints) {
 }
 
 Trajectory::Trajectory(const RuleSolver& solver, SolveContext context, TrajectoryPolicy policy, int64_t most_steps)
-    : solver_(solver), context_(std::move(context)), policy_(policy) {
+    : solver_(solver), context_(std::move(context)), policy_(std::move(policy)) {
   require(policy_.last >= -1, fmt::format("Trajectory: last = {} must be at least 0, or -1 for all steps.", policy_.last));
   require(policy_.slots >= 0, fmt::format("Trajectory: slots = {} must be at least 0.", policy_.slots));
   require(policy_.budget >= 0, fmt::format("Trajectory: budget = {} must be at least 0.", policy_.budget));
@@ -129,6 +129,9 @@ const Point& Trajectory::start() const {
 
 void Trajectory::record(const Point& before, std::unique_ptr<Linearization> linearization) {
   const int64_t t = steps_++;
+  if (policy_.follower && known_steps_ >= 0 && t >= (policy_.last < 0 ? 0 : known_steps_ - policy_.last)) {
+    policy_.follower->see(before, batch(t), t);
+  }
   if (policy_.slots > 0) return record_in_slots(before, t);
   if (t % every_ == 0) kept_.push_back({t, before, std::move(linearization)});
   // A checkpoint serves until the next one is old enough to replay from.

@@ -18,6 +18,8 @@ enum class Memory {
   kCheckpoints,  // every √T-th (y, s): memory ∝ √T vectors, one more solve; or as many as a number or a budget allows
 };
 
+class Follower;
+
 struct TrajectoryPolicy {
   bool keep = false;
   Memory memory = Memory::kGraphs;
@@ -31,6 +33,8 @@ struct TrajectoryPolicy {
   /// False: a solve of a fixed number of steps takes no gradient at y_T for the sake of InnerSolution::loss and stationarity
   /// alone. They are then those of its last step, at y_{T−1} and on that step's batch.
   bool look_at_end = true;
+  /// Is shown the last so many steps when they are taken, where T is known beforehand; null: nobody is.
+  std::shared_ptr<Follower> follower = nullptr;
 };
 
 /// (y_t, s_t) and the number of steps since s was fresh.
@@ -38,6 +42,14 @@ struct Point {
   at::Tensor y;
   Tensors state;
   int64_t t = 0;
+};
+
+/// Who works along with a solve.
+class Follower {
+ public:
+  virtual ~Follower() = default;
+  /// The point before step t, and that step's batch. Called in the order of t, on the thread of the solve.
+  virtual void see(const Point& before, const Batch& batch, int64_t t) = 0;
 };
 
 /// What stays the same throughout one solve.
@@ -89,6 +101,7 @@ class Trajectory {
   Point take_point(int64_t t);
   /// The batch of step t.
   Batch batch(int64_t t) const;
+  const std::shared_ptr<Follower>& follower() const { return policy_.follower; }
   /// What the last step depended on, at the price of its gradient: no derivative of second order is taken.
   RuleInput last_input() const;
 

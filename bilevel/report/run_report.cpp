@@ -401,6 +401,10 @@ Report::Section cost(const Run& run) {
     if (b > bytes) bytes = b;
   }
   table.rows.push_back({{Cell("time"), Cell(format_seconds(seconds)), Cell(format_seconds(seconds / steps))}});
+  const double beside = number(member(run.summary, "machine"), "hidden_seconds");
+  if (beside > 0)
+    table.rows.push_back(
+        {{Cell("work of a second thread, hidden"), Cell(format_seconds(beside)), Cell(format_seconds(beside / steps))}});
   if (bytes > 0) table.rows.push_back({{Cell("peak memory of tensors"), Cell(format_bytes(bytes)), Cell("")}});
   return {"Cost", {std::move(table)}};
 }

@@ -82,6 +82,8 @@ struct Book {
     book.cost.cross_products = integer_or(state, "driver.cross_products", 0);
     book.cost.samples = integer_or(state, "driver.samples", 0);
     book.cost.seconds = number_or(state, "driver.seconds", 0);
+    book.cost.second_thread_seconds = number_or(state, "driver.second_thread_seconds", 0);
+    book.cost.hidden_seconds = number_or(state, "driver.hidden_seconds", 0);
     book.rollbacks = integer_or(state, "driver.rollbacks", 0);
     book.recorded = integer_or(state, "driver.recorded", 0);
     book.next = integer_or(state, "driver.next", book.recorded);
@@ -97,6 +99,8 @@ struct Book {
     state.set("driver.cross_products", cost.cross_products);
     state.set("driver.samples", cost.samples);
     state.set("driver.seconds", cost.seconds);
+    state.set("driver.second_thread_seconds", cost.second_thread_seconds);
+    state.set("driver.hidden_seconds", cost.hidden_seconds);
     state.set("driver.rollbacks", rollbacks);
     state.set("driver.recorded", recorded);
     state.set("driver.next", next);

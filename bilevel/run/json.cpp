@@ -53,7 +53,14 @@ Json json_of(const Cost& cost) {
           {"samples", cost.samples}};
 }
 
-Json json_of_machine(const Cost& cost) { return {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}}; }
+Json json_of_machine(const Cost& cost) {
+  Json machine = {{"seconds", cost.seconds}, {"peak_bytes", cost.peak_bytes}};
+  if (cost.second_thread_seconds > 0) {
+    machine["second_thread_seconds"] = cost.second_thread_seconds;
+    machine["hidden_seconds"] = cost.hidden_seconds;
+  }
+  return machine;
+}
 
 Json json_of(const Layout& layout) {
   Json parts = Json::array();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 
 #include "bilevel/core/clock.h"
 #include "bilevel/core/memory_meter.h"
@@ -93,7 +94,7 @@ void one_dimension(StudyRun& run) {
   run.picture(std::move(chart));
 }
 
-// --- Fashion-MNIST: what the three problems below have in common ---
+// --- Fashion-MNIST: what the problems below have in common ---
 
 struct Images {
   at::Tensor pixels, labels;  // [n, 28, 28], int64 [n]
@@ -151,7 +152,7 @@ struct Trained {
 
 /// One step of the inner rule, one hypergradient and one step of Adam on x, and so on. The meta-optimiser has a small ε and no
 /// weight decay, for the hypergradients are tiny.
-Trained train(const ImageProblem& problem, at::Tensor x, const MetaTraining& how) {
+Trained train(const Problem& problem, at::Tensor x, const MetaTraining& how) {
   const auto seed = static_cast<uint64_t>(how.seed);
   RuleSolverOptions options;
   options.lr = how.lr;
@@ -165,7 +166,9 @@ Trained train(const ImageProblem& problem, at::Tensor x, const MetaTraining& how
   State state;
   InnerStart start{.y = problem.initial_inner(x, how.seed)};
   for (int64_t t = 0; t < how.steps; ++t) {
-    InnerSolution solution = solver.solve(oracle, x, 0, start, {});
+    TrajectoryPolicy policy;
+    policy.look_at_end = false;
+    InnerSolution solution = solver.solve(oracle, x, 0, start, policy);
     start = {solution.y, solution.state, solution.state_steps, t + 1};
     if (how.estimator == nullptr) continue;
     Batch outer;
@@ -310,7 +313,9 @@ struct CostOfOne {
   double seconds = 0, bytes = 0;
 };
 
-CostOfOne cost_of(const Estimator& estimator, const WeightNetProblem& problem) {
+Cell text_of(const CostOfOne& cost) { return Cell(format_seconds(cost.seconds) + ", " + format_bytes(cost.bytes)); }
+
+CostOfOne cost_of(const Estimator& estimator, const Problem& problem) {
   const AutodiffOracle oracle(problem);
   const RuleSolver solver(momentum(), {.lr = 0.1, .steps = 1});
   const at::Tensor x = problem.initial_outer();
@@ -326,7 +331,7 @@ CostOfOne cost_of(const Estimator& estimator, const WeightNetProblem& problem) {
 }
 
 /// Medians, the two in turn.
-std::pair<CostOfOne, CostOfOne> costs_of(const WeightNetProblem& problem, int64_t repeats) {
+std::pair<CostOfOne, CostOfOne> costs_of(const Problem& problem, int64_t repeats) {
   std::vector<double> seconds[2];
   CostOfOne costs[2];
   for (int64_t k = 0; k < repeats; ++k) {
@@ -346,20 +351,277 @@ void compare_costs(StudyRun& run) {
   run.progress("cost", 0.1);
   const Images images = fashion("train", 128, 0);
   const Images inner = images.rows(at::arange(64)), outer = images.rows(at::arange(64, 128));
-  const auto [evograd, second_order] = costs_of({{.kind = "cnn", .channels = {32, 32, 32}}, inner, outer}, repeats);
-  const auto [small_evograd, small_second_order] = costs_of({{.kind = "mlp", .hidden = {128, 128}}, inner, outer}, repeats);
+  const auto costs = [&](const ModelOptions& model) { return costs_of(WeightNetProblem(model, inner, outer), repeats); };
+  const auto [evograd, second_order] = costs({.kind = "cnn", .channels = {32, 32, 32}});
+  const auto [small_evograd, small_second_order] = costs({.kind = "mlp", .hidden = {128, 128}});
   run.measure("memory", evograd.bytes / second_order.bytes);
   run.measure("time", evograd.seconds / second_order.seconds);
   Table table{.title = "One hypergradient by a weight function, batch 64",
               .columns = {{"network", false}, {"EvoGrad, K = 2", true}, {"t1-t2", true}, {"time, EvoGrad/t1-t2", true}},
               .rows = {}};
   const auto add = [&](const char* name, const CostOfOne& a, const CostOfOne& b) {
-    const auto text = [](const CostOfOne& c) { return Cell(format_seconds(c.seconds) + ", " + format_bytes(c.bytes)); };
-    table.rows.push_back({{Cell(name), text(a), text(b), Cell(format_number(a.seconds / b.seconds, 2))}});
+    table.rows.push_back({{Cell(name), text_of(a), text_of(b), Cell(format_number(a.seconds / b.seconds, 2))}});
   };
   add("three convolutions of 32 channels", evograd, second_order);
   add("784-128-128-10", small_evograd, small_second_order);
   run.show(std::move(table));
+}
+
+// --- Feature-wise transforms: x is how much noise each channel gets in training, so that a classifier of few examples serves a
+// domain that it has not seen ---
+
+constexpr int64_t kDomains = 5, kSide = 14, kTuningSeed = 1000;
+constexpr const char* kDomainNames[kDomains] = {"plain", "inverted", "faded", "blurred", "textured"};
+
+/// The same images as each domain has them, and where those of each class are.
+struct Domains {
+  std::vector<at::Tensor> pixels;    // [n, 1, 14, 14]
+  std::vector<at::Tensor> of_class;  // int64
+};
+
+Domains domains_of(const std::string& split, int64_t count, int64_t seed) {
+  const Images images = fashion(split, count, seed);
+  const at::Tensor plain = images.pixels.unsqueeze(1);
+  // A smooth texture for each image, behind what is brighter than it.
+  const at::Tensor coarse = Stream(static_cast<uint64_t>(seed), "evograd textures " + split).at(0).uniform({count, 1, 7, 7});
+  const at::Tensor texture = at::upsample_bilinear2d(coarse.to(at::kFloat), {28, 28}, /*align_corners=*/false);
+  Domains domains;
+  for (const at::Tensor& one : {plain, 1 - plain, 0.35 + 0.3 * plain, at::avg_pool2d(plain, 7, 1, 3), plain.maximum(texture)}) {
+    domains.pixels.push_back(at::avg_pool2d(one, 28 / kSide));
+  }
+  for (int64_t c = 0; c < 10; ++c) domains.of_class.push_back(images.labels.eq(c).nonzero().squeeze(1));
+  return domains;
+}
+
+/// Prototypes: an image is of the class whose mean embedding of a few examples is nearest. Each inner step is an episode in one
+/// of the domains that are seen, with transforms z ↦ (1 + σ₁ n₁) z + σ₂ n₂ of the normalised features of each
+/// channel, n ~ N(0, 1); each outer one an episode in another of them, without (Tseng, Lee, Huang & Yang 2020).
+class TransformProblem final : public Problem {
+ public:
+  static constexpr int64_t kWay = 4, kShot = 5, kQuery = 5, kGroups = 4;
+  static constexpr int64_t kChannels[2] = {16, 32};
+
+  /// Six classes drawn by `seed` and all domains but `unseen` are there to be trained on.
+  TransformProblem(std::shared_ptr<const Domains> train, std::shared_ptr<const Domains> test, int64_t seed, int64_t unseen,
+                   bool transforms)
+      : train_(std::move(train)),
+        test_(std::move(test)),
+        seed_(static_cast<uint64_t>(seed)),
+        unseen_(unseen),
+        transforms_(transforms),
+        classes_(Stream(seed_, "evograd classes").at(0).permutation(10)) {
+    for (int64_t layer = 0, in = 1; layer < 2; in = kChannels[layer++]) {
+      const std::string name = fmt::format("conv{}", layer);
+      inner_layout_.add(name + ".weight", {kChannels[layer], in, 3, 3}).add(name + ".bias", {kChannels[layer]});
+      outer_layout_.add(fmt::format("scale{}", layer), {kChannels[layer]}).add(fmt::format("shift{}", layer), {kChannels[layer]});
+    }
+  }
+
+  const Layout& outer_layout() const override { return outer_layout_; }
+  const Layout& inner_layout() const override { return inner_layout_; }
+  // Episodes are drawn by the step; the plans of batches need a number.
+  int64_t inner_samples() const override { return 1 << 20; }
+  int64_t outer_samples() const override { return 1 << 20; }
+  /// The deviations that the transforms begin with in that paper, and keep where they are not learned.
+  at::Tensor initial_outer() const override {
+    std::vector<at::Tensor> parts;
+    for (const int64_t channels : kChannels) {
+      parts.push_back(at::full({channels}, 0.3, at::kFloat));
+      parts.push_back(at::full({channels}, 0.5, at::kFloat));
+    }
+    return at::cat(parts);
+  }
+  at::Tensor initial_inner(const at::Tensor& /*x*/, int64_t slice) const override {
+    Draw draw = Stream(static_cast<uint64_t>(slice), "evograd weights").at(0);
+    std::vector<at::Tensor> parts;
+    for (const Part& part : inner_layout_.parts()) {
+      const double bound = 1 / std::sqrt(part.shape.size() == 1 ? 9.0 : static_cast<double>(part.size / part.shape[0]));
+      parts.push_back((2 * draw.uniform({part.size}) - 1) * bound);
+    }
+    return at::cat(parts).to(at::kFloat);
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const override {
+    return episode_loss(transforms_ ? x : at::Tensor(), y, seen(batch.step, 0), Stream(seed_, "evograd seen").at(batch.step));
+  }
+  at::Tensor outer_loss(const at::Tensor& /*x*/, const at::Tensor& y, const Batch& batch) const override {
+    return episode_loss({}, y, seen(batch.step, 1), Stream(seed_, "evograd pseudo-unseen").at(batch.step));
+  }
+  /// max(x, 0), smoothed on a hundredth.
+  static at::Tensor deviations_of(const at::Tensor& x) { return at::softplus(x, 100); }
+  /// On classes and in a domain that are new, in per cent.
+  double accuracy(const at::Tensor& y, int64_t episodes) const {
+    const at::NoGradGuard no_grad;
+    const at::Tensor embedded = embed({}, y, test_->pixels[static_cast<size_t>(unseen_)], {});
+    double right = 0;
+    for (int64_t e = 0; e < episodes; ++e) {
+      Draw draw = Stream(seed_, "evograd new classes").at(e);
+      const at::Tensor samples = drawn(*test_, classes_.narrow(0, 6, kWay), draw);
+      right += logits(embedded.index_select(0, samples)).argmax(1).eq(targets()).to(at::kDouble).mean().item<double>();
+    }
+    return 100 * right / static_cast<double>(episodes);
+  }
+
+ private:
+  // Of the domains that are seen, the one that the episodes of `step` take in the inner (0) or the outer loss (1).
+  int64_t seen(int64_t step, int64_t role) const {
+    const int64_t domain = Stream(seed_, "evograd domains").at(step).permutation(kDomains - 1)[role].item<int64_t>();
+    return domain < unseen_ ? domain : domain + 1;
+  }
+  // int64 [kWay (kShot + kQuery)], class by class.
+  static at::Tensor drawn(const Domains& domains, const at::Tensor& classes, Draw& draw) {
+    std::vector<at::Tensor> samples;
+    for (int64_t i = 0; i < kWay; ++i) {
+      const at::Tensor& all = domains.of_class[static_cast<size_t>(classes[i].item<int64_t>())];
+      samples.push_back(all.index_select(0, draw.permutation(all.size(0)).narrow(0, 0, kShot + kQuery)));
+    }
+    return at::cat(samples);
+  }
+  static at::Tensor targets() { return at::arange(kWay, at::kLong).repeat_interleave(kQuery); }
+
+  // [n, 288]; x undefined: without transforms.
+  at::Tensor embed(const at::Tensor& x, const at::Tensor& y, const at::Tensor& pixels, const at::Tensor& noise) const {
+    const std::vector<at::Tensor> weights = inner_layout_.split(y);
+    std::vector<at::Tensor> deviations, drawn;
+    if (x.defined()) {
+      deviations = outer_layout_.split(deviations_of(x));
+      drawn = outer_layout_.split(noise);
+    }
+    at::Tensor h = pixels;
+    for (size_t layer = 0; layer < 2; ++layer) {
+      h = at::conv2d(h, weights[2 * layer], weights[2 * layer + 1], 1, 1);
+      h = at::group_norm(h, kGroups);
+      if (x.defined()) {
+        const auto of_channels = [&](size_t i) { return (deviations[i] * drawn[i]).view({1, -1, 1, 1}); };
+        h = h * (1 + of_channels(2 * layer)) + of_channels(2 * layer + 1);
+      }
+      h = at::avg_pool2d(h.relu(), 2);
+    }
+    return h.flatten(1);
+  }
+  // [kWay kQuery, kWay]: minus the squared distances from the prototypes, in units of the root of the dimension.
+  static at::Tensor logits(const at::Tensor& embedded) {
+    const at::Tensor each = embedded.view({kWay, kShot + kQuery, -1});
+    const at::Tensor prototypes = each.narrow(1, 0, kShot).mean(1), queries = each.narrow(1, kShot, kQuery).flatten(0, 1);
+    const at::Tensor apart = (queries.unsqueeze(1) - prototypes.unsqueeze(0)).square().sum(2);
+    return -apart / std::sqrt(static_cast<double>(embedded.size(1)));
+  }
+  at::Tensor episode_loss(const at::Tensor& x, const at::Tensor& y, int64_t domain, Draw draw) const {
+    const at::Tensor classes = classes_.narrow(0, 0, 6).index_select(0, draw.permutation(6).narrow(0, 0, kWay));
+    const at::Tensor samples = drawn(*train_, classes, draw);
+    const at::Tensor noise = draw.normal({outer_layout_.size()}).to(y.scalar_type());
+    const at::Tensor pixels = train_->pixels[static_cast<size_t>(domain)].index_select(0, samples);
+    return at::cross_entropy_loss(logits(embed(x, y, pixels, noise)), targets());
+  }
+
+  std::shared_ptr<const Domains> train_, test_;
+  uint64_t seed_;
+  int64_t unseen_;
+  bool transforms_;
+  at::Tensor classes_;  // the first six are trained on, the last four tested
+  Layout outer_layout_, inner_layout_;
+};
+
+struct TransformData {
+  std::shared_ptr<const Domains> train, test;
+};
+
+TransformData transform_data(int64_t seed) {
+  const auto of = [&](const std::string& split) { return std::make_shared<const Domains>(domains_of(split, 4000, seed)); };
+  return {of("train"), of("test")};
+}
+
+struct LearnedTransforms {
+  double accuracy = 0;
+  std::string deviations;  // of scales and of shifts, means over the channels
+};
+
+LearnedTransforms learn_transforms(const TransformProblem& problem, const Estimator* estimator, double rate, int64_t seed,
+                                   int64_t steps, int64_t episodes) {
+  const MetaTraining how{.steps = steps,
+                         .batch = 1,
+                         .seed = seed,
+                         .rule = [] { return std::make_unique<AdamRule>(AdamRuleOptions{}); },
+                         .outer_lr = rate,
+                         .estimator = estimator};
+  const Trained trained = train(problem, problem.initial_outer(), how);
+  const std::vector<at::Tensor> parts = problem.outer_layout().split(TransformProblem::deviations_of(trained.x));
+  const auto mean = [&](size_t i) { return at::cat({parts[i], parts[i + 2]}).mean().item<double>(); };
+  return {problem.accuracy(trained.y, episodes), fmt::format("{:.2f}, {:.2f}", mean(0), mean(1))};
+}
+
+void serve_unseen_domains(StudyRun& run) {
+  const int64_t steps = run.setting<int64_t>("transform_steps"), episodes = run.setting<int64_t>("transform_episodes");
+  const int64_t repeats = run.setting<int64_t>("repeats");
+  const auto rates = run.setting<std::vector<double>>("transform_rates");
+  const std::vector<int64_t> seeds = run.seeds();
+
+  run.progress("transforms, cost", 0.7);
+  const TransformData some = transform_data(kTuningSeed);
+  const auto [cheap, second_order_cost] = costs_of(TransformProblem(some.train, some.test, kTuningSeed, 0, true), repeats);
+  run.measure("transforms-memory", cheap.bytes / second_order_cost.bytes);
+  if (!run.asks_for("transforms-on-par")) return;
+  run.measure("transforms-time", cheap.seconds / second_order_cost.seconds);
+
+  struct Way {
+    std::string name;
+    std::unique_ptr<Estimator> estimator;
+    bool transforms = true;
+    double rate = 0;
+  };
+  std::vector<Way> ways(4);
+  ways[0] = {.name = "no transforms", .estimator = nullptr, .transforms = false};
+  ways[1] = {.name = "fixed", .estimator = nullptr};
+  ways[2] = {.name = "learned, t1-t2", .estimator = std::make_unique<T1T2>()};
+  ways[3] = {.name = "learned, EvoGrad", .estimator = std::make_unique<EvoGrad>()};
+  constexpr size_t kNone = 0, kFixed = 1, kSecondOrder = 2, kEvoGrad = 3;
+  const auto learn = [&](const Way& way, const TransformData& data, int64_t seed, int64_t unseen, double rate) {
+    const TransformProblem problem(data.train, data.test, seed, unseen, way.transforms);
+    return learn_transforms(problem, way.estimator.get(), rate, seed, steps, episodes);
+  };
+  // The rate that is best on a seed of its own, with the first and the last domain left out.
+  for (const size_t i : {kSecondOrder, kEvoGrad}) {
+    run.progress("transforms, rates", 0.7);
+    double best = 0;
+    for (const double rate : rates) {
+      double accuracy = 0;
+      for (const int64_t unseen : {int64_t{0}, kDomains - 1})
+        accuracy += learn(ways[i], some, kTuningSeed, unseen, rate).accuracy;
+      if (accuracy > best) best = accuracy, ways[i].rate = rate;
+    }
+  }
+
+  Table table{.title = "Feature-wise transforms: accuracy on new classes in the domain left out, in per cent",
+              .columns = {{"seed", true}, {"domain left out", false}},
+              .rows = {}};
+  for (const Way& way : ways) {
+    table.columns.push_back({way.estimator ? fmt::format("{}, rate {}", way.name, way.rate) : way.name, true});
+  }
+  for (const size_t i : {kSecondOrder, kEvoGrad}) table.columns.push_back({"scales, shifts: " + ways[i].name, true});
+  for (size_t s = 0; s < seeds.size(); ++s) {
+    const TransformData data = transform_data(seeds[s]);
+    std::vector<double> above[4];  // EvoGrad's accuracy above each, by domain
+    for (int64_t unseen = 0; unseen < kDomains; ++unseen) {
+      const double done = static_cast<double>(s) + static_cast<double>(unseen) / static_cast<double>(kDomains);
+      run.progress("transforms", 0.75 + 0.25 * done / static_cast<double>(seeds.size()));
+      std::vector<LearnedTransforms> found;
+      for (const Way& way : ways) found.push_back(learn(way, data, seeds[s], unseen, way.rate));
+      Table::Row row{{Cell(std::to_string(seeds[s])), Cell(kDomainNames[unseen])}};
+      for (size_t i = 0; i < ways.size(); ++i) {
+        above[i].push_back(found[kEvoGrad].accuracy - found[i].accuracy);
+        row.cells.push_back(Cell(format_fixed(found[i].accuracy, 1)));
+      }
+      for (const size_t i : {kSecondOrder, kEvoGrad}) row.cells.push_back(Cell(found[i].deviations));
+      table.rows.push_back(std::move(row));
+    }
+    run.measure("transforms-on-par", Measured{above[kSecondOrder]}.mean());
+    run.measure("transforms-help", Measured{above[kNone]}.mean());
+    run.measure("transforms-learned", Measured{above[kFixed]}.mean());
+  }
+  run.show(std::move(table));
+  run.show(Table{.title = "One hypergradient of the transforms, an episode of 40 images",
+                 .columns = {{"EvoGrad, K = 2", true}, {"t1-t2", true}, {"time, EvoGrad/t1-t2", true}},
+                 .rows = {{{text_of(cheap), text_of(second_order_cost),
+                            Cell(format_number(cheap.seconds / second_order_cost.seconds, 2))}}}});
 }
 
 }  // namespace
@@ -369,6 +631,7 @@ void study_evograd(StudyRun& run) {
   compare_costs(run);
   learn_rotation(run);
   learn_weights(run);
+  serve_unseen_domains(run);
 }
 
 }  // namespace bilevel

@@ -50,6 +50,7 @@ struct Descent {
   int64_t outer_steps = 0, inner_steps = 10, batch = 0, hvp_batch = 0;  // 0: all samples
   double inner_lr = 0.5, outer_lr = 0.1;
   int64_t look_every = 0;  // outer steps between two comparisons with the exact hypergradient; 0: none
+  std::shared_ptr<const Estimator> reference = exact().estimator;  // what is exact
   uint64_t seed = 0;
 };
 
@@ -72,9 +73,11 @@ class Loop {
   Hypergradient estimate() {
     TrajectoryPolicy policy = estimator_.trajectory();
     policy.look_at_end = false;
-    InnerSolution solution = solver_.solve(oracle_, x_, 0, start_, policy);
-    y_ = solution.y;
+    InnerSolution solution;
     EstimatorInput in = input(solution);
+    policy.follower = estimator_.follower(in);
+    solution = solver_.solve(oracle_, x_, 0, start_, policy);
+    y_ = solution.y;
     return estimator_.estimate(in);
   }
   void step() {
@@ -110,13 +113,12 @@ class Loop {
     }
     return in;
   }
-  // Against implicit differentiation at this y on all samples; not counted.
+  // Against the reference at this y on all samples; not counted.
   void look(const Hypergradient& h) {
-    static const Method reference = exact();
     InnerSolution solution;
     solution.y = y_;
     EstimatorInput in{*plain_, solver_, x_, solution, {}, {}, {}};
-    const at::Tensor truth = reference.estimator->estimate(in).value;
+    const at::Tensor truth = how_.reference->estimate(in).value;
     cosines_ += (h.value.dot(truth) / (h.value.norm() * truth.norm())).item<double>();
     ++looks_;
   }
@@ -186,14 +188,15 @@ struct Cleaning {
   }
 };
 
-Cleaning cleaning_of(int64_t seed) {
-  constexpr int64_t kInner = 2000, kOuter = 1000, kComponents = 50;
+Cleaning cleaning_of(int64_t seed, const ModelOptions& model = {}, int64_t count = 50) {
+  constexpr int64_t kInner = 2000, kOuter = 1000;
   const Images all = fashion("train", kInner + kOuter, seed), inner = all.rows(0, kInner), outer = all.rows(kInner, kOuter);
-  // Principal components, scaled together so that samples have a mean squared norm of kComponents.
+  // Principal components, scaled together so that samples have a mean squared norm of `count`.
   const at::Tensor mean = inner.pixels.mean(0), centred = (inner.pixels - mean).to(at::kDouble);
   const auto eigen = at::linalg_eigh(centred.t().mm(centred) / kInner);
-  const at::Tensor axes = std::get<1>(eigen).narrow(1, 784 - kComponents, kComponents);
-  const double scale = std::sqrt(kComponents / std::get<0>(eigen).narrow(0, 784 - kComponents, kComponents).sum().item<double>());
+  const at::Tensor axes = std::get<1>(eigen).narrow(1, 784 - count, count);
+  const double scale =
+      std::sqrt(static_cast<double>(count) / std::get<0>(eigen).narrow(0, 784 - count, count).sum().item<double>());
   const auto components = [&](const at::Tensor& pixels) {
     return ((pixels - mean).to(at::kDouble).mm(axes) * scale).to(at::kFloat);
   };
@@ -204,6 +207,8 @@ Cleaning cleaning_of(int64_t seed) {
   data.inner = {components(inner.pixels), drawn};
   data.outer = {components(outer.pixels), outer.labels};
   SupervisedOptions options;
+  options.model = model;
+  options.seed = seed;
   options.hyperparameters = {{.kind = Hyperparameter::Kind::kSampleWeight}};
   options.l2 = 0.02;
   options.l2_bias = true;
@@ -235,29 +240,39 @@ std::vector<Method> cleaning_methods(bool full) {
   return methods;
 }
 
-/// Median seconds of an outer step, the methods in turn, from the same point each time.
-std::vector<double> seconds_of(const Cleaning& cleaning, const std::vector<Method>& methods, int64_t repeats) {
+double median(std::vector<double> all) {
+  const auto middle = all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2);
+  std::ranges::nth_element(all, middle);
+  return *middle;
+}
+
+/// Median seconds of an outer step, the methods in turn, from the same point each time; and the median shares of a second
+/// thread's work that were hidden, NaN where there was none.
+struct Times {
+  std::vector<double> seconds, hidden;
+};
+Times times_of(const Cleaning& cleaning, const std::vector<Method>& methods, Descent how, int64_t repeats) {
   std::vector<std::unique_ptr<Loop>> loops;
+  how.look_every = 0;
   for (const Method& one : methods) {
-    Descent how = cleaning_descent(0, 0);
-    how.look_every = 0;
     loops.push_back(std::make_unique<Loop>(*cleaning.problem, *one.estimator, how));
     for (int64_t k = 0; k < 5; ++k) loops.back()->step();
   }
-  std::vector<std::vector<double>> seconds(methods.size());
+  std::vector<std::vector<double>> seconds(methods.size()), hidden(methods.size());
   for (int64_t k = 0; k < repeats; ++k) {
     for (size_t i = 0; i < methods.size(); ++i) {
       const Clock::time_point began = Clock::now();
-      loops[i]->estimate();
+      const Cost cost = loops[i]->estimate().cost;
       seconds[i].push_back(seconds_since(began));
+      hidden[i].push_back(cost.hidden_seconds / cost.second_thread_seconds);
     }
   }
-  std::vector<double> medians;
-  for (auto& all : seconds) {
-    std::ranges::nth_element(all, all.begin() + repeats / 2);
-    medians.push_back(all[static_cast<size_t>(repeats / 2)]);
+  Times times;
+  for (size_t i = 0; i < methods.size(); ++i) {
+    times.seconds.push_back(median(std::move(seconds[i])));
+    times.hidden.push_back(median(std::move(hidden[i])));
   }
-  return medians;
+  return times;
 }
 
 void clean(StudyRun& run) {
@@ -315,7 +330,7 @@ void clean(StudyRun& run) {
     run.measure("own-labels", columns[kDense].cosine[s] - columns[kOwn].cosine[s]);
   }
 
-  const std::vector<double> seconds = seconds_of(for_tuning, methods, repeats);
+  const std::vector<double> seconds = times_of(for_tuning, methods, cleaning_descent(0, 0), repeats).seconds;
   run.measure("cheap", seconds[kWindow] / seconds[kIdentity]);
   run.measure("cheaper-than-cg", seconds[kWindow] / seconds[kCg]);
 
@@ -338,6 +353,108 @@ void clean(StudyRun& run) {
   }
   run.show(std::move(table));
   run.picture(std::move(chart));
+}
+
+// --- Hyper-cleaning with a network, where a form for each layer is what is to be had, and what a second thread hides ---
+
+const std::string kPositive = "estimator = \"implicit\"\ncurvature = \"gauss-newton\"\n";  // the Hessian of a network is not
+const std::string kSmoothed = "estimator = \"fisher\"\nform = \"dense\"",
+                  kFactors = "estimator = \"fisher\"\nform = \"kronecker\"";
+const std::string kOverlap = "\noverlap = true";
+
+Cleaning network_of(int64_t seed) { return cleaning_of(seed, {.kind = "mlp", .hidden = {16}}, 20); }
+
+Descent network_descent(int64_t steps, int64_t seed) {
+  Descent how = cleaning_descent(steps, seed);
+  how.inner_lr = 0.5;
+  how.reference = estimator_of(kPositive + "solver = \"dense\"\ndamping = 1e-3");
+  return how;
+}
+
+void clean_with_a_network(StudyRun& run) {
+  const int64_t steps = run.setting<int64_t>("network_steps"), repeats = run.setting<int64_t>("repeats");
+  const auto rates = run.setting<std::vector<double>>("cleaning_rates");
+  const bool full = run.scale() == Scale::kFull;
+  std::vector<Method> methods = {method("NHGD, K-FAC", kFactors), method("NHGD, smoothed", kSmoothed)};
+  if (full) {
+    methods.push_back(method("CG-10", kPositive + "solver = \"cg\"\niterations = 10\ntolerance = 0.0\ndamping = 1e-3"));
+    methods.push_back(identity());
+    methods.push_back(window());
+  }
+  constexpr size_t kKfac = 0, kDense = 1, kCg = 2, kIdentity = 3;
+  const Cleaning for_tuning = network_of(kTuningSeed);
+  struct Column {
+    double rate = 0;
+    std::vector<double> loss, accuracy, cosine;
+  };
+  std::vector<Column> columns(methods.size());
+  for (size_t i = 0; full && i < methods.size(); ++i) {
+    run.progress("network, rates", 0.5 + 0.02 * static_cast<double>(i));
+    columns[i].rate = best_rate(*for_tuning.problem, methods[i], network_descent(steps, kTuningSeed), rates);
+  }
+  for (const int64_t seed : full ? run.seeds() : std::vector<int64_t>{}) {
+    const Cleaning cleaning = network_of(seed);
+    for (size_t i = 0; i < methods.size(); ++i) {
+      run.progress("network", 0.6 + 0.02 * static_cast<double>(seed));
+      Descent how = network_descent(steps, seed);
+      how.outer_lr = columns[i].rate;
+      Loop loop(*cleaning.problem, *methods[i].estimator, how);
+      for (int64_t k = 0; k < steps; ++k) loop.step();
+      columns[i].loss.push_back(loop.outer_loss());
+      columns[i].accuracy.push_back(cleaning.accuracy(loop.y()));
+      columns[i].cosine.push_back(loop.mean_cosine());
+    }
+    run.measure("network-as-good-as-cg", columns[kKfac].loss.back() / columns[kCg].loss.back());
+    run.measure("network-better-than-identity", columns[kKfac].loss.back() / columns[kIdentity].loss.back());
+    run.measure("network-direction", columns[kKfac].cosine.back() - columns[kIdentity].cosine.back());
+  }
+
+  // The same steps on one thread and on two.
+  double differences = 0;
+  for (const std::string& form : {kFactors, kSmoothed}) {
+    std::vector<at::Tensor> ends;
+    for (const std::string& keys : {form, form + kOverlap}) {
+      const std::shared_ptr<const Estimator> estimator = estimator_of(keys);
+      Descent how = network_descent(8, 0);
+      how.look_every = 0;
+      Loop loop(*for_tuning.problem, *estimator, how);
+      for (int64_t k = 0; k < how.outer_steps; ++k) loop.step();
+      ends.push_back(loop.x());
+    }
+    differences += ends[0].ne(ends[1]).sum().item<double>();
+  }
+  run.measure("overlap-same-bits", differences);
+
+  std::vector<Method> timed = methods;
+  timed.push_back(method("NHGD, K-FAC, second thread", kFactors + kOverlap));
+  timed.push_back(method("NHGD, smoothed, second thread", kSmoothed + kOverlap));
+  const size_t kOverlapped = timed.size() - 1;
+  const Times times = times_of(for_tuning, timed, network_descent(0, 0), repeats);
+  if (full) run.measure("network-cheaper-than-dense", times.seconds[kKfac] / times.seconds[kDense]);
+  if (full) run.measure("overlap-hidden", times.hidden[kOverlapped]);
+  if (full) run.measure("overlap-time", times.seconds[kOverlapped] / times.seconds[kDense]);
+
+  Table table{.title = "Hyper-cleaning with a network 20-16-10: means over the seeds",
+              .columns = {{"method", false},
+                          {"rate", true},
+                          {"outer loss", true},
+                          {"test accuracy, %", true},
+                          {"cosine", true},
+                          {"ms a step", true},
+                          {"hidden, %", true}},
+              .rows = {}};
+  for (size_t i = 0; i < timed.size(); ++i) {
+    Table::Row row{{Cell(timed[i].name)}};
+    const bool trained = i < columns.size() && !columns[i].loss.empty();
+    row.cells.push_back(trained ? Cell(format_number(columns[i].rate, 2)) : Cell(""));
+    row.cells.push_back(trained ? Cell(format_fixed(mean_of(columns[i].loss), 4)) : Cell(""));
+    row.cells.push_back(trained ? Cell(format_fixed(mean_of(columns[i].accuracy), 1)) : Cell(""));
+    row.cells.push_back(trained ? Cell(format_fixed(mean_of(columns[i].cosine), 3)) : Cell(""));
+    row.cells.push_back(Cell(format_fixed(1e3 * times.seconds[i], 1)));
+    row.cells.push_back(std::isfinite(times.hidden[i]) ? Cell(format_fixed(100 * times.hidden[i], 0)) : Cell(""));
+    table.rows.push_back(std::move(row));
+  }
+  run.show(std::move(table));
 }
 
 // --- Distillation: x are images, and y is softmax regression on them ---
@@ -533,6 +650,7 @@ void solve_poisson(StudyRun& run) {
 
 void study_nhgd(StudyRun& run) {
   clean(run);
+  clean_with_a_network(run);
   distil(run);
   solve_poisson(run);
 }

@@ -65,6 +65,8 @@ CASES = {
     "sama": ["hypergradient.estimator=sama"],
     "fisher-minibatches": ["hypergradient.estimator=fisher", "inner.batch=7"],
     "fisher-dense": ["hypergradient={ estimator = \"fisher\", form = \"dense\", labels = \"observed\", bound_every = 0 }"],
+    "fisher-kronecker-second-thread": ["hypergradient={ estimator = \"fisher\", form = \"kronecker\", labels = \"observed\", overlap = true, "
+                                       "bound_every = 0 }"],
     "identity": ["hypergradient.estimator=identity"],
     "functional": ["hypergradient.estimator=functional", "hypergradient.damping=0.01"],
     "functional-network-minibatches": ["hypergradient={ estimator = \"functional\", adjoint = \"network\", adjoint_steps = 4, bound_every = 0 }",

@@ -109,6 +109,22 @@ def test_run_follows_the_closed_form_and_leaves_what_it_promises(bilevel, ridge,
     assert done.stdout.strip(), "the summary goes to stdout"
 
 
+def test_a_second_thread_changes_no_bit_and_is_in_the_costs(bilevel, ridge, tmp_path):
+    fisher = 'hypergradient={{ estimator = "fisher", form = "kronecker", labels = "observed", overlap = {} }}'
+    for name, overlap in (("one", "false"), ("two", "true")):
+        bilevel("run", ridge, "--out", name, "--threads", "1", "--set", fisher.format(overlap))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert without_machine(log_of(one)) == without_machine(log_of(two))
+    for name in ("x.npy", "y.npy"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    for out, keys in ((one, set()), (two, {"second_thread_seconds", "hidden_seconds"})):
+        for machine in [record["machine"] for record in log_of(out)[:-1]] + [json.loads((out / "summary.json").read_text())["machine"]]:
+            assert set(machine) == {"seconds", "peak_bytes"} | keys
+            assert machine.get("hidden_seconds", 0) <= machine.get("second_thread_seconds", 0)
+    assert "second thread" in bilevel("hypergrad", ridge, "--set", fisher.format("true")).stdout
+    assert "work of a second thread, hidden" in (two / "report.html").read_text()
+
+
 def test_the_written_configuration_repeats_the_run(bilevel, ridge, tmp_path):
     bilevel("run", ridge, "--out", "a", "--set", "outer.lr=0.5", "--seed", "9", "--threads", "1")
     text = (tmp_path / "a" / "config.toml").read_text()

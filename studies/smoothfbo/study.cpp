@@ -62,7 +62,7 @@ class DriftProblem final : public Problem {
     direction_ = (direction_ / direction_.norm()).view({kOutputs, 1});
     if (linear) {
       X_ = points.mm(stream.at(3).normal({kInputs, kFeatures}).to(dtype())).tanh();
-      model_ = make_model({.kind = "linear", .bias = false}, {kFeatures}, kOutputs);
+      model_ = make_model({.kind = "linear"}, {kFeatures}, kOutputs);
     } else {
       X_ = points;
       model_ = make_model({.kind = "mlp", .hidden = {64, 64}}, {kInputs}, kOutputs);
@@ -139,9 +139,9 @@ struct Method {
   double lr = 1e-2;
 };
 
-std::shared_ptr<const Estimator> functional() {
+std::shared_ptr<const Estimator> functional(double lr) {
   return std::make_shared<Functional>(
-      FunctionalOptions{.adjoint = FunctionalOptions::Adjoint::kNetwork, .adjoint_steps = 4, .adjoint_lr = 1e-3});
+      FunctionalOptions{.adjoint = FunctionalOptions::Adjoint::kNetwork, .adjoint_steps = 4, .adjoint_lr = lr});
 }
 std::shared_ptr<const Estimator> aid(int64_t products) {
   return std::make_shared<Implicit>(std::make_unique<Cg>(CgOptions{.iterations = products, .damping = 1e-4}));
@@ -267,17 +267,32 @@ Passed follow_by_oagd(DriftProblem& problem, const Method& method, int64_t windo
 
 // --- Fast drift ---
 
+constexpr int64_t kTuningSeed = 1000;
+
+/// Of the adjoint network: the rate with the least loss without a window, on a stream of its own.
+double adjoint_rate(StudyRun& run) {
+  const auto rates = run.setting<std::vector<double>>("adjoint_rates");
+  if (rates.size() == 1) return rates.front();
+  double best = rates.front(), least = std::numeric_limits<double>::infinity();
+  for (const double rate : rates) {
+    DriftProblem problem({}, false, kTuningSeed);
+    const double loss = follow(problem, {functional(rate)}, run.setting<int64_t>("steps"), kTuningSeed).loss;
+    if (loss < least) least = loss, best = rate;
+  }
+  return best;
+}
+
 std::vector<double> numbers_of(const at::Tensor& t) {
   const at::Tensor flat = t.to(at::kDouble).contiguous();
   return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
 }
 
-void follow_fast_drift(StudyRun& run) {
+void follow_fast_drift(StudyRun& run, double rate) {
   const int64_t steps = run.setting<int64_t>("steps"), oagd_window = run.setting<int64_t>("oagd_window"),
                 oagd_seeds = run.setting<int64_t>("oagd_seeds");
   const std::vector<int64_t> seeds = run.seeds();
   const bool peers = run.asks_for("beats-unsmoothed-parametric");
-  Table losses{.title = "Mean outer loss over the stream (noise alone: 3)",
+  Table losses{.title = fmt::format("Mean outer loss over the stream (noise alone: 3; adjoint's rate {})", rate),
                .columns = {{"seed", true},
                            {"fixed λ", true},
                            {"FuncID, w = 1", true},
@@ -298,13 +313,14 @@ void follow_fast_drift(StudyRun& run) {
     run.progress("fast drift", 0.75 * static_cast<double>(i) / static_cast<double>(seeds.size()));
     DriftProblem problem({}, false, seeds[i]);
     const auto pass = [&](const Method& method) { return follow(problem, method, steps, seeds[i]); };
-    const Passed one = pass({functional()}), fifty = pass({functional(), 50});
+    const Passed one = pass({functional(rate)}), fifty = pass({functional(rate), 50});
     run.measure("smoothing-helps", fifty.loss / one.loss);
     run.measure("smoothing-lowers-regret", fifty.regret / one.regret);
     run.measure("smoothing-costs-nothing", fifty.calls / one.calls);
     Table::Row loss{{Cell(std::to_string(seeds[i]))}}, regret = loss;
     if (peers) {
-      const Passed fixed = pass({no_hypergradient()}), ten = pass({functional(), 10}), long_window = pass({functional(), 150});
+      const Passed fixed = pass({no_hypergradient()}), ten = pass({functional(rate), 10}),
+                   long_window = pass({functional(rate), 150});
       const Passed unrolled = pass({std::make_shared<Unrolled>(UnrolledOptions{.steps = 1})}), plain_aid = pass({aid(10)});
       const Passed smooth_aid = pass({aid(10), 50}), sobow = pass({aid(5), 50, 0.95, 1});
       run.measure("beats-fixed-weights", fifty.loss / fixed.loss);
@@ -345,7 +361,7 @@ void follow_fast_drift(StudyRun& run) {
 
 // --- Where smoothing cannot help, and where the regret falls ---
 
-void check_limits(StudyRun& run) {
+void check_limits(StudyRun& run, double rate) {
   const int64_t steps = run.setting<int64_t>("check_steps");
   const auto seeds = run.setting<std::vector<int64_t>>("check_seeds");
   for (size_t i = 0; i < seeds.size(); ++i) {
@@ -354,11 +370,11 @@ void check_limits(StudyRun& run) {
     if (run.asks_for("slow-drift")) {
       DriftProblem slow({.frequency = 0.05}, false, seed);
       run.measure("slow-drift",
-                  follow(slow, {functional(), 50}, steps, seed).loss / follow(slow, {functional()}, steps, seed).loss);
+                  follow(slow, {functional(rate), 50}, steps, seed).loss / follow(slow, {functional(rate)}, steps, seed).loss);
     }
     if (run.asks_for("regret-is-sublinear")) {
       DriftProblem fading({.frequency = 0.2, .fades = true}, false, seed);
-      const Passed passed = follow(fading, {functional(), 50}, steps, seed);
+      const Passed passed = follow(fading, {functional(rate), 50}, steps, seed);
       run.measure("regret-is-sublinear", passed.last_regret / passed.first_regret);
     }
     DriftProblem linear({}, true, seed);
@@ -376,8 +392,9 @@ void check_limits(StudyRun& run) {
 }  // namespace
 
 void study_smoothfbo(StudyRun& run) {
-  follow_fast_drift(run);
-  check_limits(run);
+  const double rate = adjoint_rate(run);
+  follow_fast_drift(run, rate);
+  check_limits(run, rate);
 }
 
 }  // namespace bilevel

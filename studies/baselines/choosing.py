@@ -16,9 +16,10 @@ def main():
     begin, end = "<!-- baselines -->\n", "<!-- end of baselines -->\n"
     before, rest = page.split(begin)
     written = before + begin + "".join(tables) + end + rest.split(end)[1]
-    if "--check" in sys.argv and written != page:
+    if "--check" not in sys.argv:
+        PAGE.write_text(written)
+    elif written != page:
         raise SystemExit("docs/choosing.md has other tables than studies/baselines/README.md: run python studies/baselines/choosing.py.")
-    PAGE.write_text(written)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,8 @@ def minimize(
     Args:
         steps: outer updates.
         algorithm: "double-loop"; or "soba", "saba", "ma-soba", "srba" or "bome", which move x and y together along batches of
-            ``inner_data`` and ``outer_data`` and have their own few keys of ``inner`` and ``outer`` (their pages name them); or "hpm", a population of double loops in the box that ``constraints`` give, with
+            ``inner_data`` and ``outer_data`` and have their own few keys of ``inner`` and ``outer`` (their pages name them);
+            or "hpm", a population of double loops in the box that ``constraints`` give, with
             ``outer={"population": {"members": 8}}``, and without hypergradients "pbt" and "random-search".
         estimator, hypergradient: the estimator of a double loop and its options, the keys of [hypergradient].
         inner: options of the inner solve, the keys of [inner]; without any, 100 steps of gradient descent at a safe step size.

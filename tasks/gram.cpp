@@ -5,6 +5,11 @@
 #include <ATen/ATen.h>
 
 namespace bilevel {
+namespace {
+
+double power_of_two(double value) { return std::exp2(std::round(std::log2(value))); }
+
+}  // namespace
 
 Gram::Gram(const at::Tensor& features, bool bias) : dtype_(features.scalar_type()), bias_(bias) {
   const at::NoGradGuard no_grad;
@@ -45,10 +50,6 @@ double even_odds_curvature(const Loss& loss, int64_t classes) {
   const auto C = static_cast<double>(loss.kind() == Loss::Kind::kSoftmax ? classes : 2);
   return 1.3 * (1 - 1 / C) / C;
 }
-
-namespace {
-double power_of_two(double value) { return std::exp2(std::round(std::log2(value))); }
-}  // namespace
 
 Problem::Preconditioner Gram::inverse(int64_t classes, double curvature, double ridge) const {
   // Where a factorisation takes as long as tens of passes, one must serve for many x.

@@ -9,7 +9,6 @@
 
 #include "bilevel/algorithm/projection.h"
 #include "bilevel/algorithm/single_loop.h"
-#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/stream.h"
 #include "bilevel/core/vectors.h"
@@ -18,13 +17,6 @@
 #include "bilevel/outer/step.h"
 
 namespace bilevel {
-namespace {
-
-BatchPlan plan(int64_t samples, int64_t batch, Stream stream) {
-  return batch > 0 && batch < samples ? BatchPlan::shuffled(samples, batch, stream) : BatchPlan::full();
-}
-
-}  // namespace
 
 std::vector<std::string> BomeOptions::violations() const {
   std::vector<std::string> found;
@@ -59,8 +51,8 @@ struct Bome::Direction {
 Bome::Bome(const Oracle& oracle, BomeOptions options)
     : oracle_(oracle),
       options_(options),
-      inner_(plan(oracle.problem().inner_samples(), options.batch, Stream(options.seed, "inner batches"))),
-      outer_(plan(oracle.problem().outer_samples(), options.outer_batch, Stream(options.seed, "outer batches"))) {
+      inner_(BatchPlan::of_size(oracle.problem().inner_samples(), options.batch, Stream(options.seed, "inner batches"))),
+      outer_(BatchPlan::of_size(oracle.problem().outer_samples(), options.outer_batch, Stream(options.seed, "outer batches"))) {
   const std::vector<std::string> violations = options_.violations();
   require(violations.empty(), fmt::format("bome: {}.", fmt::join(violations, "; ")));
   require_one_free_inner_problem(oracle.problem(), name());
@@ -112,9 +104,7 @@ Bome::Direction Bome::direction(const State& state, const Batch& batch, const Ba
 
 Record Bome::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("bome::step: n = {}; at least one step can be done.", n));
-  const Clock::time_point began = Clock::now();
-  const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
-  const Cost cost_before = counted ? counted->cost() : Cost{};
+  const CostSince cost(oracle_);
   const at::NoGradGuard no_grad;
   Record record;
   for (int64_t i = 0; i < n; ++i) {
@@ -141,22 +131,18 @@ Record Bome::step(State& state, int64_t n) const {
     }
     state.set("step", state.integer("step") + 1);
   }
-  if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = seconds_since(began);
+  record.cost = cost();
   return record;
 }
 
 Record Bome::evaluate(State& state) const {
-  const Clock::time_point began = Clock::now();
-  const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
-  const Cost cost_before = counted ? counted->cost() : Cost{};
+  const CostSince cost(oracle_);
   const at::NoGradGuard no_grad;
   Batch batch;
   batch.step = state.integer("step");
   Record record = direction(state, batch, batch).record;
   record.metrics = oracle_.problem().metrics(state.tensor("x"), state.tensor("y"));
-  if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = seconds_since(began);
+  record.cost = cost();
   return record;
 }
 

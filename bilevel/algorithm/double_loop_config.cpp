@@ -47,7 +47,7 @@ BatchPlan batches_of(const Section& section, const std::string& key, int64_t siz
   if (size < 0 || size > samples) {
     section.fail(key, fmt::format("{} does not fit the {} {} samples; 0 means all of them.", size, samples, which));
   }
-  return size == 0 || size == samples ? BatchPlan::full() : BatchPlan::shuffled(samples, size, stream);
+  return BatchPlan::of_size(samples, size, stream);
 }
 
 BatchPlan read_outer_batches(Section& outer, int64_t samples, uint64_t seed) {

@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "bilevel/algorithm/projection.h"
-#include "bilevel/core/clock.h"
 #include "bilevel/core/error.h"
 #include "bilevel/core/vectors.h"
 #include "bilevel/inner/solver_helpers.h"
@@ -211,9 +210,7 @@ class SingleLoop::Walk {
 
 Record SingleLoop::step(State& state, int64_t n) const {
   require(n >= 1, fmt::format("{}::step: n = {}; at least one step can be done.", name(), n));
-  const Clock::time_point began = Clock::now();
-  const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
-  const Cost cost_before = counted ? counted->cost() : Cost{};
+  const CostSince cost(oracle_);
   const at::NoGradGuard no_grad;
   Walk walk(oracle_, state);
   const Reduction reduce = reduction(state);
@@ -255,15 +252,12 @@ Record SingleLoop::step(State& state, int64_t n) const {
   walk.judge(record);
   walk.write(state);
   state.set("step", first + n);
-  if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = seconds_since(began);
+  record.cost = cost();
   return record;
 }
 
 Record SingleLoop::evaluate(State& state) const {
-  const Clock::time_point began = Clock::now();
-  const auto* counted = dynamic_cast<const CountedOracle*>(&oracle_);
-  const Cost cost_before = counted ? counted->cost() : Cost{};
+  const CostSince cost(oracle_);
   const at::NoGradGuard no_grad;
   Walk walk(oracle_, state);
   Batch batch;
@@ -273,8 +267,7 @@ Record SingleLoop::evaluate(State& state) const {
   record.step = batch.step;
   walk.describe(record);
   walk.judge(record);
-  if (counted) record.cost = counted->cost() - cost_before;
-  record.cost.seconds = seconds_since(began);
+  record.cost = cost();
   return record;
 }
 

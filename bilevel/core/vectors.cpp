@@ -11,8 +11,6 @@ namespace {
 
 constexpr int64_t kShort = 4096;  // beyond, what a call costs is nothing beside the memory
 
-bool is_short(const at::Tensor& t) { return t.is_cpu() && t.numel() <= kShort && t.is_contiguous(); }
-
 bool alike(const at::Tensor& a, const at::Tensor& b) {
   return a.scalar_type() == b.scalar_type() && b.is_cpu() && b.is_contiguous() && a.sizes() == b.sizes();
 }
@@ -20,7 +18,7 @@ bool alike(const at::Tensor& a, const at::Tensor& b) {
 // f(T()) for short contiguous float or double vectors on the CPU; false where they are not.
 template <class F>
 bool directly(const at::Tensor& t, F f) {
-  if (!is_short(t)) return false;
+  if (!t.is_cpu() || t.numel() > kShort || !t.is_contiguous()) return false;
   if (t.scalar_type() == at::kFloat) {
     f(float());
   } else if (t.scalar_type() == at::kDouble) {

@@ -40,7 +40,7 @@ class RidgeAlone final : public Linearization {
 };
 
 Batch some_of(Batch batch, int64_t count, Draw draw, int64_t all) {
-  const int64_t n = batch.full() ? all : batch.samples.size(0);
+  const int64_t n = batch.size(all);
   if (count > 0 && count < n) {
     const at::Tensor which = draw.integers(n, {count});
     batch.samples = batch.full() ? which : batch.samples.index_select(0, which.to(batch.samples.device()));

@@ -65,9 +65,7 @@ InnerSolution Anderson::solve(const Oracle& oracle, const at::Tensor& x, int64_t
   refuse_trajectory(policy, name());
   require_free(oracle.problem(), name());
   const at::NoGradGuard no_grad;
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
+  const Batch batch = whole_batch(start, slice);
   const auto at_point = [&](const at::Tensor& y) {
     const Gradients g = oracle.inner(x, y, batch);
     return Iterate{y, g.y, g.value.item<double>(), norm_of(g.y)};

@@ -78,9 +78,7 @@ InnerSolution ClosedForm::solve(const Oracle& oracle, const at::Tensor& x, int64
   refuse_trajectory(policy, name());
   require_free(oracle.problem(), name());
   const at::NoGradGuard no_grad;
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
+  const Batch batch = whole_batch(start, slice);
   const at::Tensor y0 = start.y.detach();
   const int64_t dy = y0.size(0);
   auto linearization = oracle.linearize_inner(x, y0, batch);

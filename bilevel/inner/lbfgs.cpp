@@ -74,9 +74,7 @@ InnerSolution Lbfgs::solve(const Oracle& oracle, const at::Tensor& x, int64_t sl
   require_loss(oracle.problem(), name());
   const at::NoGradGuard no_grad;
   const Preconditioner precondition = oracle.problem().inner_preconditioner(x);
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
+  const Batch batch = whole_batch(start, slice);
 
   LineSearchOptions search;
   search.max_evaluations = options_.max_evaluations;

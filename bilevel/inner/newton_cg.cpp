@@ -79,9 +79,7 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
   require_loss(oracle.problem(), name());
   const at::NoGradGuard no_grad;
   const Problem::Preconditioner precondition = oracle.problem().inner_preconditioner(x);
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
+  const Batch batch = whole_batch(start, slice);
 
   LineSearchOptions search;
   search.max_evaluations = options_.max_evaluations;

@@ -72,10 +72,8 @@ InnerSolution ProxNewton::solve(const Oracle& oracle, const at::Tensor& x, int64
   const Problem& problem = oracle.problem();
   require_loss(problem, name());
   const at::NoGradGuard no_grad;
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
-  const ProximalMap map(problem.has_inner_constraints() ? problem.inner_constraints(x.detach()) : InnerConstraints{}, start.y);
+  const Batch batch = whole_batch(start, slice);
+  const ProximalMap map = proximal_map(problem, x, start.y);
   require(map.is_separable(), fmt::format("{} knows nothing of linear equalities on y; use solver = \"prox\".", name()));
 
   InnerSolution solution;

@@ -51,10 +51,8 @@ InnerSolution ProximalGradient::solve(const Oracle& oracle, const at::Tensor& x,
   const Problem& problem = oracle.problem();
   require_loss(problem, name());
   const at::NoGradGuard no_grad;
-  Batch batch;
-  batch.step = start.first_step;
-  batch.slice = slice;
-  const ProximalMap map(problem.has_inner_constraints() ? problem.inner_constraints(x.detach()) : InnerConstraints{}, start.y);
+  const Batch batch = whole_batch(start, slice);
+  const ProximalMap map = proximal_map(problem, x, start.y);
   const double rounding = loss_rounding(start.y);
 
   at::Tensor y = map.apply(start.y.detach(), 0.0);

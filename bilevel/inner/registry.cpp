@@ -220,7 +220,7 @@ std::unique_ptr<InnerSolver> make_inner_solver(Section& section, const Problem& 
     if (samples == 0) section.fail("batch", "this problem's inner loss takes no minibatches.");
     if (options.batch > samples)
       section.fail("batch", fmt::format("{} is more than the {} samples there are.", options.batch, samples));
-    if (options.batch < samples) plan = BatchPlan::shuffled(samples, options.batch, Stream(seed, "inner batches"));
+    plan = BatchPlan::of_size(samples, options.batch, Stream(seed, "inner batches"));
   }
   return std::make_unique<RuleSolver>(std::move(rule), options, std::move(plan));
 }

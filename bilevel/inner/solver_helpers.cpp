@@ -32,6 +32,17 @@ void refuse_step_size(std::string_view solver) {
       "{} has no step size for a one-step estimator or Neumann's scale; give `scale`, or use a rule such as sgd.", solver));
 }
 
+Batch whole_batch(const InnerStart& start, int64_t slice) {
+  Batch batch;
+  batch.step = start.first_step;
+  batch.slice = slice;
+  return batch;
+}
+
+ProximalMap proximal_map(const Problem& problem, const at::Tensor& x, const at::Tensor& y) {
+  return {problem.has_inner_constraints() ? problem.inner_constraints(x.detach()) : InnerConstraints{}, y};
+}
+
 void read_lr(Section& section, std::optional<double>& lr) {
   if (section.is_number("lr") || (!section.has("lr") && lr)) {
     double number = lr.value_or(0);

@@ -169,7 +169,7 @@ class MinimalResiduals {
     row.gamma = std::hypot(g_bar, row.beta);
     // ‖A r‖ = φ̄ (ḡ² + d̄²)^{1/2}: zero at a least-squares solution that is no solution, but for what rounding makes of it, which
     // is hundreds of ε where some eigenvalues are close. A step beyond would follow A's rounding.
-    const double nothing = std::max(2 * epsilon, std::min(1e3 * epsilon, 1e-6)) * row.largest;
+    const double nothing = std::min(1e3 * epsilon, 1e-6) * row.largest;
     if (std::hypot(g_bar, row.d_bar) <= nothing || row.gamma <= 2 * epsilon * row.largest) {
       row.result.status = Status::kSingular;
       row.result.message =

@@ -7,7 +7,6 @@
 namespace bilevel {
 namespace {
 
-int64_t size_of(const Batch& batch, int64_t all) { return batch.full() ? all : batch.samples.numel(); }
 int64_t directions(const at::Tensor& v) { return v.dim() == 2 ? v.size(0) : 1; }
 
 class CountedLinearization final : public Linearization {
@@ -58,7 +57,7 @@ class CountedJointPass final : public JointPass {
 
   double inner(const at::Tensor& x, const at::Tensor& y, const at::Tensor& v, const Batch& batch, const at::Tensor& r,
                const at::Tensor& Hv, const at::Tensor& cross) override {
-    const int64_t samples = size_of(batch, problem_.inner_samples());
+    const int64_t samples = batch.size(problem_.inner_samples());
     meter_->add(&Cost::gradients, samples);
     meter_->add(&Cost::hvps, samples);
     meter_->add(&Cost::cross_products, samples);
@@ -66,7 +65,7 @@ class CountedJointPass final : public JointPass {
   }
   double outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch, const at::Tensor& f_y,
                const at::Tensor& f_x) override {
-    meter_->add(&Cost::gradients, size_of(batch, problem_.outer_samples()));
+    meter_->add(&Cost::gradients, batch.size(problem_.outer_samples()));
     return pass_->outer(x, y, batch, f_y, f_x);
   }
 
@@ -116,8 +115,7 @@ class CountedOutputSpace final : public OutputSpace {
 
 std::unique_ptr<OutputSpace> CountedOracle::output_space(const at::Tensor& x, const at::Tensor& y,
                                                          const OutputSamples& samples) const {
-  const int64_t inner = size_of(samples.inner, problem().inner_samples()),
-                outer = size_of(samples.outer, problem().outer_samples());
+  const int64_t inner = samples.inner.size(problem().inner_samples()), outer = samples.outer.size(problem().outer_samples());
   meter_->add(&Cost::forwards, inner);
   meter_->add(&Cost::forwards, outer);
   return std::make_unique<CountedOutputSpace>(oracle_.output_space(x, y, samples), inner, outer, meter_);
@@ -128,40 +126,49 @@ std::unique_ptr<JointPass> CountedOracle::joint_pass() const {
 }
 
 at::Tensor CountedOracle::scores(const at::Tensor& x, const at::Tensor& y, const Batch& batch, Labels labels) const {
-  meter_->add(&Cost::gradients, size_of(batch, problem().inner_samples()));
+  meter_->add(&Cost::gradients, batch.size(problem().inner_samples()));
   return oracle_.scores(x, y, batch, labels);
 }
 
 std::unique_ptr<Linearization> CountedOracle::linearize_inner(const at::Tensor& x, const at::Tensor& y,
                                                               const Batch& batch) const {
-  meter_->add(&Cost::gradients, size_of(batch, problem().inner_samples()));
-  return std::make_unique<CountedLinearization>(oracle_.linearize_inner(x, y, batch), meter_,
-                                                size_of(batch, problem().inner_samples()));
+  const int64_t samples = batch.size(problem().inner_samples());
+  meter_->add(&Cost::gradients, samples);
+  return std::make_unique<CountedLinearization>(oracle_.linearize_inner(x, y, batch), meter_, samples);
 }
 
 Gradients CountedOracle::inner(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  meter_->add(&Cost::gradients, size_of(batch, problem().inner_samples()));
+  meter_->add(&Cost::gradients, batch.size(problem().inner_samples()));
   return oracle_.inner(x, y, batch);
 }
 
 Gradients CountedOracle::outer(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  meter_->add(&Cost::gradients, size_of(batch, problem().outer_samples()));
+  meter_->add(&Cost::gradients, batch.size(problem().outer_samples()));
   return oracle_.outer(x, y, batch);
 }
 
 at::Tensor CountedOracle::inner_grad_x(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  meter_->add(&Cost::gradients, size_of(batch, problem().inner_samples()));
+  meter_->add(&Cost::gradients, batch.size(problem().inner_samples()));
   return oracle_.inner_grad_x(x, y, batch);
 }
 
 at::Tensor CountedOracle::inner_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  meter_->add(&Cost::forwards, size_of(batch, problem().inner_samples()));
+  meter_->add(&Cost::forwards, batch.size(problem().inner_samples()));
   return oracle_.inner_value(x, y, batch);
 }
 
 at::Tensor CountedOracle::outer_value(const at::Tensor& x, const at::Tensor& y, const Batch& batch) const {
-  meter_->add(&Cost::forwards, size_of(batch, problem().outer_samples()));
+  meter_->add(&Cost::forwards, batch.size(problem().outer_samples()));
   return oracle_.outer_value(x, y, batch);
+}
+
+CostSince::CostSince(const Oracle& oracle)
+    : counted_(dynamic_cast<const CountedOracle*>(&oracle)), before_(counted_ ? counted_->cost() : Cost{}) {}
+
+Cost CostSince::operator()() const {
+  Cost cost = counted_ ? counted_->cost() - before_ : Cost{};
+  cost.seconds = seconds_since(began_);
+  return cost;
 }
 
 }  // namespace bilevel

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "bilevel/core/clock.h"
 #include "bilevel/core/cost.h"
 #include "bilevel/oracle/oracle.h"
 
@@ -49,6 +50,18 @@ class CountedOracle final : public Oracle {
  private:
   const Oracle& oracle_;
   const std::shared_ptr<Meter> meter_;  // linearizations may outlive a call, and count on
+};
+
+/// What `oracle` is asked from here on, where it is counted, and the seconds that pass.
+class CostSince {
+ public:
+  explicit CostSince(const Oracle& oracle);
+  Cost operator()() const;
+
+ private:
+  const Clock::time_point began_ = Clock::now();
+  const CountedOracle* counted_;
+  const Cost before_;
 };
 
 }  // namespace bilevel

@@ -20,7 +20,7 @@ struct MicroBatch {
 
 /// A single part, the batch itself, where it is small enough or the loss takes no batches.
 std::vector<MicroBatch> parts_of(const Batch& batch, int64_t samples, int64_t size, const at::Tensor& like) {
-  const int64_t n = batch.full() ? samples : batch.samples.size(0);
+  const int64_t n = batch.size(samples);
   if (n <= size) return {{batch, 1.0}};
   const at::Tensor all = batch.full() ? at::arange(n, like.options().dtype(at::kLong)) : batch.samples;
   std::vector<MicroBatch> parts;

@@ -150,7 +150,7 @@ class Model {
   int64_t weights() const { return form_.models * model_weights(); }  // dy
   const LinearForm& form() const { return form_; }
 
-  int64_t samples_of(const Batch& batch) const { return batch.full() ? samples_ : batch.samples.size(0); }
+  int64_t samples_of(const Batch& batch) const { return batch.size(samples_); }
 
   /// Buffers that an earlier call has left, null where there are none: as many are kept as threads have asked at once.
   std::unique_ptr<Buffers> take() const {

@@ -17,6 +17,10 @@ BatchPlan BatchPlan::shuffled(int64_t samples, int64_t size, Stream stream) {
   return plan;
 }
 
+BatchPlan BatchPlan::of_size(int64_t samples, int64_t size, Stream stream) {
+  return size > 0 && size < samples ? shuffled(samples, size, stream) : full();
+}
+
 BatchPlan BatchPlan::fixed(at::Tensor indices, int64_t samples) {
   require(indices.defined() && indices.dim() == 2 && indices.numel() > 0,
           fmt::format("BatchPlan::fixed: the indices should be [T, B], and their shape is [{}].",

@@ -16,6 +16,7 @@ struct Batch {
   uint64_t seed = 0;   // of the generators, for a loss that draws random numbers
 
   bool full() const { return !samples.defined(); }
+  int64_t size(int64_t all) const { return full() ? all : samples.numel(); }
 };
 
 /// The samples of batch t, a function of t alone.
@@ -26,6 +27,8 @@ class BatchPlan {
   /// Batches of `size` out of `samples`, without replacement within an epoch, reshuffled for each epoch. What
   /// does not fill a batch at the end of an epoch is left out of it.
   static BatchPlan shuffled(int64_t samples, int64_t size, Stream stream);
+  /// The same, and all samples where `size` is 0 or takes them all.
+  static BatchPlan of_size(int64_t samples, int64_t size, Stream stream);
   /// Row t modulo T of `indices`, integers [T, B], checked to be below `samples` where that is given.
   static BatchPlan fixed(at::Tensor indices, int64_t samples = 0);
 

@@ -292,10 +292,7 @@ Trial Clinic::attempt(const EstimatorSettings& settings) {
   } else {
     trial.estimate_seconds = seconds;
     trial.seconds = seconds + out_.inner_seconds;
-    trial.cost.peak_bytes = std::max(trial.cost.peak_bytes, solve_cost_.peak_bytes);
-    const int64_t bytes = trial.cost.peak_bytes;
     trial.cost += solve_cost_;
-    trial.cost.peak_bytes = bytes;
   }
   trial.cost.seconds = trial.seconds;
   compare(trial, value / static_cast<double>(slices()));

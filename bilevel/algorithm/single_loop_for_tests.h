@@ -1,7 +1,9 @@
 #pragma once
 #include <ATen/ATen.h>
+#include <gtest/gtest.h>
 
 #include <cmath>
+#include <variant>
 #include <vector>
 
 #include "bilevel/algorithm/single_loop.h"
@@ -72,6 +74,28 @@ inline Quantities quantities(const Oracle& oracle, const State& state, const at:
 }
 
 inline double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).norm().item<double>(); }
+
+/// Where a step of 0.1 of y, q and x leads from `state`, along D = (∂y g, H q, (∂x r)ᵀ q) and E = (∂y f, ∂x f), to rounding.
+inline void expect_step(const State& from, const at::Tensor& D, const at::Tensor& E, const State& to, double tolerance,
+                        int64_t t) {
+  EXPECT_LT(distance(to.tensor("y"), from.tensor("y") - 0.1 * D.narrow(0, 0, 3)), tolerance) << t;
+  EXPECT_LT(distance(to.tensor("q"), from.tensor("q") - 0.1 * (D.narrow(0, 3, 3) - E.narrow(0, 0, 3))), tolerance) << t;
+  EXPECT_LT(distance(to.tensor("x"), from.tensor("x") - 0.1 * (E.narrow(0, 3, 2) - D.narrow(0, 6, 2))), tolerance) << t;
+}
+
+/// `all` steps at once, or `first` of them, a copy of the state, and the rest: the same bits in each of its tensors.
+inline void expect_to_go_on(const Algorithm& algorithm, int64_t first, int64_t all) {
+  State whole = algorithm.init(), parts = algorithm.init();
+  algorithm.step(whole, all);
+  algorithm.step(parts, first);
+  State rest = parts.clone();
+  algorithm.step(parts, 1);  // moves nothing that the copy holds
+  algorithm.step(rest, all - first);
+  for (const auto& [name, value] : whole.values()) {
+    const auto* tensor = std::get_if<at::Tensor>(&value);
+    EXPECT_TRUE(tensor == nullptr || at::equal(*tensor, rest.tensor(name))) << name;
+  }
+}
 
 /// A state away from rest.
 inline State somewhere(const Algorithm& algorithm) {

@@ -60,14 +60,9 @@ TEST(Srba, GoesOnByTheDifferenceOfTwoPointsAndBeginsAnewWithAllSamples) {
       D = D + now_inner - then_inner;
       E = E + now_outer - then_outer;
     }
-    const at::Tensor y = state.tensor("y") - 0.1 * D.narrow(0, 0, 3),
-                     q = state.tensor("q") - 0.1 * (D.narrow(0, 3, 3) - E.narrow(0, 0, 3)),
-                     x = state.tensor("x") - 0.1 * (E.narrow(0, 3, 2) - D.narrow(0, 6, 2));
     before = state.clone();
     srba.step(state, 1);
-    EXPECT_LT(distance(state.tensor("y"), y), 1e-12) << t;
-    EXPECT_LT(distance(state.tensor("q"), q), 1e-12) << t;
-    EXPECT_LT(distance(state.tensor("x"), x), 1e-12) << t;
+    test::expect_step(before, D, E, state, 1e-12, t);
   }
 }
 
@@ -90,13 +85,7 @@ TEST(Srba, IsSobaWithConstantStepsWhereEachBatchIsAllSamples) {
 TEST(Srba, GoesOnFromAStateInTheMiddleOfAPeriodToTheSameBits) {
   const FiniteSum problem;
   const AutodiffOracle oracle(problem);
-  const Srba srba(oracle, with(4, 6, 6));
-  State whole = srba.init(), parts = srba.init();
-  srba.step(whole, 11);
-  srba.step(parts, 4);
-  State copy = parts.clone();
-  srba.step(copy, 7);
-  for (const char* name : {"x", "y", "q"}) EXPECT_TRUE(at::equal(whole.tensor(name), copy.tensor(name))) << name;
+  test::expect_to_go_on(Srba(oracle, with(4, 6, 6)), 4, 11);
   EXPECT_THROW(Srba(oracle, with(4, 6, -1)), Error);
 }
 

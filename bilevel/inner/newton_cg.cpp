@@ -11,44 +11,10 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/vectors.h"
 #include "bilevel/inner/line_search.h"
+#include "bilevel/inner/newton_direction.h"
 #include "bilevel/inner/solver_helpers.h"
 
 namespace bilevel {
-namespace {
-
-struct Direction {
-  at::Tensor p;
-  double first = 1.0;  // the step to try first
-};
-
-Direction newton_direction(Linearization& linearization, const at::Tensor& gradient, double eta, int64_t products,
-                           const Problem::Preconditioner& precondition) {
-  const double target = eta * norm_of(gradient);
-  at::Tensor p = at::zeros_like(gradient), r = gradient;
-  at::Tensor z = precondition ? precondition(r) : r, d = z;
-  double rz = dot_of(r, z);
-  for (int64_t k = 0; k < products; ++k) {
-    const at::Tensor Hd = linearization.jvp_y(d);
-    const double curvature = dot_of(d, Hd);
-    if (!(curvature > 0)) {
-      if (k > 0) break;
-      // Along the gradient itself: as far as a curvature of the opposite sign would allow.
-      const double scale = 1.0 / std::max(1.0, norm_of(gradient));
-      return {d, curvature < 0 ? rz / -curvature : scale};
-    }
-    const double alpha = rz / curvature;
-    add_scaled(p, alpha, d);
-    r = sum_of(r, -alpha, Hd);
-    if (!(norm_of(r) > target)) break;
-    z = precondition ? precondition(r) : r;
-    const double rz_new = dot_of(r, z);
-    d = sum_of(z, rz_new / rz, d);
-    rz = rz_new;
-  }
-  return {p, 1.0};
-}
-
-}  // namespace
 
 std::vector<std::string> NewtonCgOptions::violations() const {
   std::vector<std::string> list;
@@ -98,7 +64,8 @@ InnerSolution NewtonCg::solve(const Oracle& oracle, const at::Tensor& x, int64_t
     if (!std::isfinite(solution.loss)) break;
 
     const double eta = std::min(0.5, std::sqrt(solution.stationarity / solution.initial_stationarity));
-    const Direction along = newton_direction(*linearization, gradient, eta, options_.products, precondition);
+    const NewtonDirection along = newton_direction([&](const at::Tensor& v) { return linearization->jvp_y(v); }, gradient, eta,
+                                                   options_.products, precondition);
     const auto evaluate = [&](double t) {
       LinePoint p{t, 0, 0, sum_of(y, -t, along.p), {}};
       p.gradients = oracle.inner(x, p.y, batch);

@@ -1,8 +1,8 @@
 // With P, R of inner/constraints.h, h(y) = Σ_j l1_j |y_j|, η = 1/L and F the elements that P lets move at y':
 //
 //   y' = P_η(y − η ∂y g(y))
-//   H_FF p = −(∂y g(y') + ∂h(y'))_F      by CG, to a relative residual of min(½, √(‖R(y')‖/‖R(y₀)‖))
-//   y ← face(y' + t p),  t = 1, ½, …     until g + h falls by 10⁻⁴ t ⟨(∂y g + ∂h)_F, p⟩
+//   H_FF p = (∂y g(y') + ∂h(y'))_F      by CG, to a relative residual of min(½, √(‖R(y')‖/‖R(y₀)‖))
+//   y ← face(y' − t p),  t = 1, ½, …     until g + h falls by 10⁻⁴ t ⟨(∂y g + ∂h)_F, p⟩
 //
 // where face(·) clamps to the box and to the sign that y' has.
 #include "bilevel/inner/prox_newton.h"
@@ -16,34 +16,11 @@
 #include "bilevel/core/error.h"
 #include "bilevel/core/vectors.h"
 #include "bilevel/inner/constraints.h"
+#include "bilevel/inner/newton_direction.h"
 #include "bilevel/inner/proximal_step.h"
 #include "bilevel/inner/solver_helpers.h"
 
 namespace bilevel {
-namespace {
-
-// H_FF p = −slope by CG from p = 0: what it has at the first direction of negative curvature, or along the slope itself.
-at::Tensor direction_on(const at::Tensor& free, Linearization& linearization, const at::Tensor& slope, double eta,
-                        int64_t products) {
-  const at::Tensor p = at::zeros_like(slope), r = slope.neg();
-  at::Tensor d = r.clone();
-  double rr = dot_of(r, r);
-  const double target = eta * std::sqrt(rr);
-  for (int64_t k = 0; k < products && std::sqrt(rr) > target; ++k) {
-    const at::Tensor Hd = linearization.jvp_y(d).mul(free);
-    const double curvature = dot_of(d, Hd);
-    if (!(curvature > 0)) return k > 0 ? p : sum_of(p, 1 / std::max(1.0, std::sqrt(rr)), d);
-    const double alpha = rr / curvature;
-    add_scaled(p, alpha, d);
-    add_scaled(r, -alpha, Hd);
-    const double before = rr;
-    rr = dot_of(r, r);
-    d = sum_of(r, rr / before, d);
-  }
-  return p;
-}
-
-}  // namespace
 
 std::vector<std::string> ProxNewtonOptions::violations() const {
   std::vector<std::string> list;
@@ -101,14 +78,15 @@ InnerSolution ProxNewton::solve(const Oracle& oracle, const at::Tensor& x, int64
     const auto at_moved = oracle.linearize_inner(x, moved.y, batch);
     const at::Tensor slope = map.penalised(moved.y, at_moved->residual()).mul(free);
     const double eta = std::min(0.5, std::sqrt(solution.stationarity / solution.initial_stationarity));
-    const at::Tensor p = direction_on(free, *at_moved, slope, eta, options_.products);
-    const double along = dot_of(slope, p), total = moved.loss + map.penalty(moved.y);
+    const NewtonDirection along = newton_direction([&](const at::Tensor& v) { return at_moved->jvp_y(v).mul(free); }, slope, eta,
+                                                   options_.products, nullptr);
+    const double fall = dot_of(slope, along.p), total = moved.loss + map.penalty(moved.y);
     const double slack = 10 * loss_rounding(y) * std::abs(total);
     at::Tensor next = moved.y;
-    for (double t = 1; t > 1e-6 && along < 0; t /= 2) {
-      const at::Tensor tried = map.face(moved.y, sum_of(moved.y, t, p));
+    for (double t = along.first; t > 1e-6 * along.first && fall > 0; t /= 2) {
+      const at::Tensor tried = map.face(moved.y, sum_of(moved.y, -t, along.p));
       const double there = oracle.inner_value(x, tried, batch).item<double>() + map.penalty(tried);
-      if (!(there <= total + 1e-4 * t * along + slack)) continue;
+      if (!(there <= total - 1e-4 * t * fall + slack)) continue;
       next = tried;
       break;
     }

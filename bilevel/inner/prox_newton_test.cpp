@@ -31,18 +31,9 @@ double half_the_largest_slope(const Problem& base, int64_t d) {
 
 TEST(ProxNewton, SatisfiesTheConditionsOfTheLassoWithZerosThatAreZeros) {
   const RidgeProblem base({.features = 12});
-  const at::Tensor x = base.initial_outer();
   const double lambda = half_the_largest_slope(base, 12);
   const InnerSolution s = solve(Constrained(base, {.l1 = number(lambda)}), {.tolerance = 1e-11});
-  EXPECT_EQ(s.status, Status::kConverged) << s.message;
-  const at::Tensor g = AutodiffOracle(base).inner(x, s.y, {}).y, zero = s.y.eq(0);
-  EXPECT_GT(zero.sum().item<int64_t>(), 2);
-  EXPECT_LT(zero.sum().item<int64_t>(), 12);
-  EXPECT_LE(g.masked_select(zero).abs().max().item<double>(), lambda);
-  EXPECT_LT((g + lambda * s.y.sign()).masked_select(zero.logical_not()).abs().max().item<double>(), 1e-10);
-  EXPECT_NEAR(s.loss, AutodiffOracle(base).inner_value(x, s.y, {}).item<double>() + lambda * s.y.abs().sum().item<double>(),
-              1e-13);
-  EXPECT_GT(s.initial_stationarity, 100 * s.stationarity);
+  expect_lasso_conditions(base, lambda, s, 1e-10);
 }
 
 TEST(ProxNewton, FindsTheConstrainedMinimumOfAQuadraticAndMeetsItsBoundsToTheBit) {
@@ -50,25 +41,7 @@ TEST(ProxNewton, FindsTheConstrainedMinimumOfAQuadraticAndMeetsItsBoundsToTheBit
   const at::Tensor free = base.solution(base.initial_outer());
   const double top = 0.5 * free.max().item<double>();
   const InnerSolution s = solve(Constrained(base, {.lower = number(0), .upper = number(top)}), {.tolerance = 1e-11});
-  EXPECT_EQ(s.status, Status::kConverged) << s.message;
-  const at::Tensor g = AutodiffOracle(base).inner(base.initial_outer(), s.y, {}).y;
-  int at_lower = 0, at_upper = 0;
-  for (int64_t j = 0; j < s.y.size(0); ++j) {
-    const double y = s.y[j].item<double>(), r = g[j].item<double>();
-    at_lower += y == 0;
-    at_upper += y == top;
-    if (y == 0) {
-      EXPECT_GE(r, 0);
-    } else if (y == top) {
-      EXPECT_LE(r, 0);
-    } else {
-      EXPECT_NEAR(r, 0, 1e-10);
-      EXPECT_GT(y, 0);
-      EXPECT_LT(y, top);
-    }
-  }
-  EXPECT_GT(at_lower, 0);
-  EXPECT_GT(at_upper, 0);
+  expect_box_conditions(base, top, s, 1e-10);
   EXPECT_GT(gap(s.y, free.clamp(0, top)), 1e-3);
 }
 

@@ -33,7 +33,6 @@ double gap(const at::Tensor& a, const at::Tensor& b) {
 at::Tensor number(double value) { return at::scalar_tensor(value, at::kDouble); }
 
 TEST(ProximalGradient, SatisfiesTheConditionsOfTheLassoWithZerosThatAreZeros) {
-  // |∂g_j| ≤ λ where y_j = 0, and ∂g_j = −λ sign(y_j) elsewhere.
   const RidgeProblem base({.features = 12});
   const at::Tensor x = base.initial_outer();
   const AutodiffOracle oracle(base);
@@ -41,44 +40,17 @@ TEST(ProximalGradient, SatisfiesTheConditionsOfTheLassoWithZerosThatAreZeros) {
   for (const bool accelerated : {true, false}) {
     const Constrained problem(base, {.l1 = number(lambda)});
     const InnerSolution s = solve(problem, {.max_iterations = 5000, .tolerance = 1e-11, .accelerated = accelerated});
-    EXPECT_EQ(s.status, Status::kConverged) << s.message;
-    const at::Tensor g = oracle.inner(x, s.y, {}).y, zero = s.y.eq(0);
-    const auto zeros = zero.sum().item<int64_t>();
-    EXPECT_GT(zeros, 2);
-    EXPECT_LT(zeros, 12);
-    EXPECT_LE(g.masked_select(zero).abs().max().item<double>(), lambda);
-    EXPECT_LT((g + lambda * s.y.sign()).masked_select(zero.logical_not()).abs().max().item<double>(), 1e-10);
-    EXPECT_NEAR(s.loss, oracle.inner_value(x, s.y, {}).item<double>() + lambda * s.y.abs().sum().item<double>(), 1e-13);
-    EXPECT_GT(s.initial_stationarity, 100 * s.stationarity);
+    expect_lasso_conditions(base, lambda, s, 1e-10);
   }
 }
 
 TEST(ProximalGradient, FindsTheConstrainedMinimumOfAQuadratic) {
-  // Non-negativity: complementarity y ≥ 0, ∂g ≥ 0, y ∂g = 0; and at an upper bound the gradient pushes outwards.
   const QuadraticProblem base;
   const at::Tensor x = base.initial_outer(), free = base.solution(x);
   const double top = 0.5 * free.max().item<double>();
   const Constrained problem(base, {.lower = number(0), .upper = number(top)});
   const InnerSolution s = solve(problem, {.tolerance = 1e-12});
-  EXPECT_EQ(s.status, Status::kConverged) << s.message;
-  const at::Tensor g = AutodiffOracle(base).inner(x, s.y, {}).y;
-  int at_lower = 0, at_upper = 0;
-  for (int64_t j = 0; j < s.y.size(0); ++j) {
-    const double y = s.y[j].item<double>(), r = g[j].item<double>();
-    if (y == 0) {
-      ++at_lower;
-      EXPECT_GE(r, 0);
-    } else if (y == top) {
-      ++at_upper;
-      EXPECT_LE(r, 0);
-    } else {
-      EXPECT_NEAR(r, 0, 1e-11);
-      EXPECT_GT(y, 0);
-      EXPECT_LT(y, top);
-    }
-  }
-  EXPECT_GT(at_lower, 0);
-  EXPECT_GT(at_upper, 0);
+  expect_box_conditions(base, top, s, 1e-11);
   EXPECT_GT(gap(s.y, free.clamp(0, top)), 1e-3);  // which clamping the free solution does not give
 }
 

@@ -9,7 +9,7 @@
 namespace bilevel {
 namespace {
 
-constexpr int64_t kShort = 4096;  // beyond, what a call costs is nothing beside the memory
+constexpr int64_t kShort = 8192;  // beyond, what a call costs is nothing beside the memory
 
 bool alike(const at::Tensor& a, const at::Tensor& b) {
   return a.scalar_type() == b.scalar_type() && b.is_cpu() && b.is_contiguous() && a.sizes() == b.sizes();

@@ -8,6 +8,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
+#include "bilevel/core/vectors.h"
 #include "bilevel/inner/rule_solver.h"
 #include "bilevel/oracle/autograd.h"
 #include "bilevel/problem/inner_constraints.h"
@@ -69,8 +70,9 @@ void check_finite(Hypergradient& h, const InnerSolution& solution) {
   if (failed(solution.status)) {
     demote(h, Grade::kBad, fmt::format("The inner solve failed ({}): {}", to_string(solution.status), solution.message));
   }
-  // A sum is finite only where all terms are; one reduction instead of a mask.
-  const auto finite = [](const at::Tensor& t) { return !t.defined() || std::isfinite(t.abs().sum().item<double>()); };
+  const auto finite = [](const at::Tensor& t) {  // whose squares may not be
+    return !t.defined() || std::isfinite(norm_of(t)) || std::isfinite(t.abs().sum().item<double>());
+  };
   if (!finite(h.value) || !finite(h.q) || !std::isfinite(h.outer_loss) || !std::isfinite(h.inner_loss)) {
     demote(h, Grade::kBad, "The hypergradient or a loss is not finite; a smaller inner step size is the usual remedy.");
   }

@@ -124,16 +124,17 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
   const Gradients outer = in.oracle.outer(in.x, in.solution.y, in.outer_batch);
   at::Tensor y_bar = outer.y;
   at::Tensor x_bar = outer.x;
-  Tensors state_bar(static_cast<size_t>(solver->rule().slots()), at::zeros_like(in.solution.y));
-  at::Tensor norms = x_bar.norm();
+  Tensors state_bar;
+  for (int64_t i = 0; i < solver->rule().slots(); ++i) state_bar.push_back(at::zeros_like(in.solution.y));
+  double norms = in.bound ? norm_of(x_bar) : 0.0;
   for (int64_t t = trajectory.size() - 1; t >= trajectory.first(); --t) {
     Step step = trajectory.take(t);
     RuleCotangent rule = solver->rule().vjp(step.input, y_bar, state_bar);
     const Vjp loss = in.bound ? step.linearization->vjp(rule.gradient) : step.linearization->vjp_share(rule.gradient);
-    y_bar = rule.y + loss.y;
-    x_bar = x_bar + loss.x;
+    y_bar = sum_of(rule.y, 1.0, loss.y);
+    x_bar = sum_of(x_bar, 1.0, loss.x);
     state_bar = std::move(rule.state);
-    if (in.bound) norms = norms + loss.x.norm();
+    if (in.bound) norms += norm_of(loss.x);
     if (problem.has_rule_hyperparameters()) x_bar = x_bar + solver->hyperparameters_vjp(problem, in.x, t, rule.h);
   }
   const bool start_counts = trajectory.whole() && in.cold_start && problem.initial_inner_depends_on_outer();
@@ -148,7 +149,7 @@ Hypergradient Unrolled::estimate(const EstimatorInput& in) const {
                                 steps, in.solution.stationarity)
                   : fmt::format("The derivative through the last {} of {} inner steps, with the point before them held fixed.",
                                 steps, trajectory.size());
-  const double rounding = in.bound ? rounding_of_steps(h.value, steps, norms.item<double>()) : 0.0;
+  const double rounding = in.bound ? rounding_of_steps(h.value, steps, norms) : 0.0;
   if (!trajectory.whole()) {
     bound_truncation(h, in, *solver, trajectory.first(), rounding);
   } else if (in.bound) {

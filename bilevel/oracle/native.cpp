@@ -231,13 +231,17 @@ class Model {
   template <class T>
   void pack(const T* from, T* V, int64_t i = 0, int64_t k = 1) const {
     const int64_t C = form_.outputs;
+    const int64_t stride = k * rows();  // of the columns of sparse features
     for (int64_t row = i * rows(); row < (i + 1) * rows(); from += model_weights()) {
       for (int64_t c = 0; c < C; ++c, ++row) {
-        const int64_t stride = sparse() ? k * rows() : 1;
-        T* const to = sparse() ? V + row : V + row * pitch();
-        for (int64_t j = 0; j < d_; ++j) to[j * stride] = from[c * d_ + j];
-        if (form_.bias) to[d_ * stride] = from[C * d_ + c];
-        if (!sparse()) std::fill(to + d_ + (form_.bias ? 1 : 0), to + pitch(), T(0));
+        if (sparse()) {
+          for (int64_t j = 0; j < d_; ++j) V[row + j * stride] = from[c * d_ + j];
+          if (form_.bias) V[row + d_ * stride] = from[C * d_ + c];
+        } else {
+          T* to = std::copy_n(from + c * d_, d_, V + row * pitch());
+          if (form_.bias) *to++ = from[C * d_ + c];
+          std::fill(to, V + (row + 1) * pitch(), T(0));
+        }
       }
     }
   }
@@ -246,12 +250,16 @@ class Model {
   template <class T, class A>
   void unpack(const A* sums, T* out, int64_t i, int64_t k) const {
     const int64_t C = form_.outputs;
+    const int64_t stride = k * rows();
     for (int64_t row = i * rows(); row < (i + 1) * rows(); out += model_weights()) {
       for (int64_t c = 0; c < C; ++c, ++row) {
-        const int64_t stride = sparse() ? k * rows() : 1;
         const A* const from = sparse() ? sums + row : sums + row * pitch();
-        for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(from[j * stride]);
-        if (form_.bias) out[C * d_ + c] = static_cast<T>(from[d_ * stride]);
+        if (sparse()) {
+          for (int64_t j = 0; j < d_; ++j) out[c * d_ + j] = static_cast<T>(from[j * stride]);
+        } else {
+          std::copy_n(from, d_, out + c * d_);
+        }
+        if (form_.bias) out[C * d_ + c] = static_cast<T>(from[sparse() ? d_ * stride : d_]);
       }
     }
   }

@@ -274,7 +274,8 @@ def variants(task, case, mine):
         elif task == "stochastic":
             found.append((f"bilevel (C++, {oracle})", path.stem.upper(), path, "iteration"))
         else:
-            found.append(("bilevel (C++, native)", f"{path.stem.replace('-', ' + ')}, solve + gradient", path, "hypergradient"))
+            solver = " + ".join(path.stem.rsplit("-", 1))
+            found.append(("bilevel (C++, native)", f"{solver}, solve + gradient", path, "hypergradient"))
     return found
 
 

@@ -38,7 +38,11 @@ bool directly(const at::Tensor& a, const at::Tensor& b, F f) {
 template <class T>
 double dot(const T* a, const T* b, int64_t size) {
   double sums[8] = {};
-  for (int64_t i = 0; i < size; ++i) sums[i % 8] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    for (int64_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(a[i + k]) * static_cast<double>(b[i + k]);
+  }
+  for (; i < size; ++i) sums[i % 8] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 

@@ -14,8 +14,13 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#if __has_include(<linux/mman.h>)
+#include <linux/mman.h>
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <type_traits>
@@ -61,6 +66,17 @@ double triple_product(const T* a, bool one, const T* b, const T* c, int64_t size
 template <class T>
 at::Tensor empty(int64_t size) {
   return at::detail::empty_cpu({size}, std::is_same_v<T, double> ? at::kDouble : at::kFloat);
+}
+
+// Lays what is read at random on large pages, where the system has them (Linux, since 6.1): each row of a batch is on a page of
+// its own otherwise, and to look up where that is takes as long as to read the row.
+void lay_on_large_pages([[maybe_unused]] const at::Tensor& rows) {
+#ifdef MADV_COLLAPSE
+  constexpr uintptr_t kLargePage = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(rows.const_data_ptr()), end = begin + rows.nbytes();
+  const uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage, last = end / kLargePage * kLargePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);  // a hint: a failure changes nothing
+#endif
 }
 
 template <class T>
@@ -134,6 +150,7 @@ class Model {
     }
     if (form.bias) ends_.select(1, rest).fill_(1);
     const int64_t row_bytes = std::max<int64_t>(d_ * features_.element_size(), 1);
+    lay_on_large_pages(rows_copied_.defined() ? rows_copied_ : features_);
     rows_ = row_bytes * kBlock <= kBlockBytes ? kBlock : row_bytes * kBlock <= 2 * kBlockBytes ? 16 : 8;
   }
 

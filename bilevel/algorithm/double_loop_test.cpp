@@ -12,6 +12,7 @@
 
 #include "bilevel/core/error.h"
 #include "bilevel/core/guards.h"
+#include "bilevel/core/stream.h"
 #include "bilevel/hypergrad/registry.h"
 #include "bilevel/inner/registry.h"
 #include "bilevel/oracle/autodiff.h"
@@ -243,6 +244,89 @@ TEST(DoubleLoop, HandsTheStatesDampingToTheLinearSolve) {
   expect_near(loop->hypergradient(state).q, q, 1e-8);
 }
 
+/// x on the simplex:  g = ½‖y − B x‖²,  f = ½‖y − t‖² + ½ρ‖x‖², so that F = ½ xᵀM x − bᵀx + const with M = BᵀB + ρI, b = Bᵀt.
+class Mixture final : public TestProblem {
+ public:
+  Mixture() {
+    B_ = Stream(8, "mixture").at(0).normal({6, 4}).to(at::kDouble);
+    t_ = B_.mv(at::tensor({0.4, 0.3, 0.2, 0.1}, at::kDouble)) + 0.1 * Stream(8, "mixture").at(1).normal({6}).to(at::kDouble);
+    outer_layout_.add("shares", {4});
+    inner_layout_.add("y", {6});
+    x0_ = at::full({4}, 0.25, at::kDouble);
+    y0_ = at::zeros({6}, at::kDouble);
+  }
+  at::Tensor inner_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+    return 0.5 * (y - B_.mv(x)).square().sum();
+  }
+  at::Tensor outer_loss(const at::Tensor& x, const at::Tensor& y, const Batch&) const override {
+    return 0.5 * (y - t_).square().sum() + 0.5 * kRidge * x.square().sum();
+  }
+  std::vector<Constraint> outer_constraints() const override { return {Constraint::simplex()}; }
+  /// By the conditions of the constrained quadratic, M x = b − ν 1 with Σ x = 1; its elements are positive, so it is the minimum.
+  at::Tensor minimum() const {
+    const at::Tensor M = B_.t().mm(B_) + kRidge * at::eye(4, B_.options()), ones = at::ones({4}, B_.options());
+    const at::Tensor free = at::linalg_solve(M, B_.t().mv(t_)), slope = at::linalg_solve(M, ones);
+    return free - slope * (free.sum() - 1) / slope.sum();
+  }
+
+ private:
+  static constexpr double kRidge = 0.1;
+  at::Tensor B_, t_;
+};
+
+TEST(DoubleLoop, DescendsOnTheSimplexToTheClosedFormMinimumByFactors) {
+  const Mixture problem;
+  ASSERT_GT(problem.minimum().min().item<double>(), 0.02);
+  ASSERT_GT((problem.minimum() - problem.initial_outer()).norm().item<double>(), 0.1);
+  for (const char* smoothing : {"", ", smoothing = 4, smoothing_decay = 0.8"}) {
+    const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 1.0, steps = 1 }}
+hypergradient = {{ estimator = "implicit", solver = "dense" }}
+outer = {{ rule = "exponentiated-gradient", lr = 0.2{} }}
+)",
+                                         smoothing));
+    State state = loop->init();
+    double before = std::numeric_limits<double>::infinity();
+    for (int k = 0; k < 20; ++k) {
+      const double loss = loop->step(state, 1).outer_loss;
+      EXPECT_TRUE(loss < before || *smoothing != 0) << k;
+      before = loss;
+      EXPECT_NEAR(state.tensor("x").sum().item<double>(), 1, 1e-15);
+    }
+    loop->step(state, 2000);
+    expect_near(state.tensor("x"), problem.minimum(), 1e-8);
+  }
+}
+
+// One share falls by e⁻¹ a step and more: the projection after each step must not take it to zero, where it would stay.
+TEST(DoubleLoop, AShareThatHasBecomeTinyCanComeBack) {
+  const Mixture problem;
+  const Loop loop(problem, R"(
+inner = { rule = "sgd", lr = 1.0, steps = 1 }
+hypergradient = { estimator = "implicit", solver = "dense" }
+outer = { rule = "exponentiated-gradient", lr = 0.2 }
+)");
+  State state = loop->init();
+  state.set("x", at::tensor({0.5, 0.5, 1e-25, 1e-30}, at::kDouble));
+  loop->step(state, 3000);
+  expect_near(state.tensor("x"), problem.minimum(), 1e-6);
+}
+
+State saved_and_loaded(const State& state) {
+  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-{}", getpid())).string();
+  save_state(state, path);
+  State loaded = load_state(path);
+  std::filesystem::remove(path);
+  return loaded;
+}
+
+void expect_same_tensors(const State& actual, const State& expected) {
+  for (const auto& [name, value] : expected.values()) {
+    const auto* tensor = std::get_if<at::Tensor>(&value);
+    EXPECT_TRUE(!tensor || at::equal(*tensor, actual.tensor(name))) << name;
+  }
+}
+
 TEST(DoubleLoop, GoesOnFromASavedStateBitForBit) {
   const LogisticWeightsProblem problem;
   const Loop loop(problem, R"(
@@ -252,22 +336,40 @@ outer = { rule = "adam", lr = 0.1 }
 )");
   State whole = loop->init();
   loop->step(whole, 3);
-  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-{}", getpid())).string();
-  save_state(whole, path);
-  State resumed = load_state(path);
-  std::filesystem::remove(path);
+  State resumed = saved_and_loaded(whole);
   loop->step(whole, 4);
   loop->step(resumed, 4);
-  for (const auto& [name, value] : whole.values()) {
-    const auto* tensor = std::get_if<at::Tensor>(&value);
-    EXPECT_TRUE(!tensor || at::equal(*tensor, resumed.tensor(name))) << name;
-  }
+  expect_same_tensors(resumed, whole);
   EXPECT_EQ(resumed.integer("inner_step"), 28) << "batches go on across outer steps";
   EXPECT_TRUE(whole.has("q"));
   EXPECT_TRUE(whole.has("inner.state.0"));
   State fresh = loop->init();
   loop->step(fresh, 4);
   EXPECT_FALSE(at::equal(fresh.tensor("x"), whole.tensor("x")));
+}
+
+TEST(DoubleLoop, GoesOnInTheMiddleOfAWindowOfSmoothingBitForBit) {
+  const LogisticWeightsProblem problem;
+  for (const char* rule : {R"("sgd", lr = 5.0)", R"("adam", lr = 0.1)"}) {
+    const Loop loop(problem, fmt::format(R"(
+inner = {{ rule = "sgd", lr = 0.5, steps = 4, batch = 7 }}
+hypergradient = {{ estimator = "implicit", solver = "cg", iterations = 3 }}
+outer = {{ rule = {}, smoothing = 4, smoothing_decay = 0.6 }}
+)",
+                                         rule));
+    for (const int64_t interrupted : {2, 4, 7}) {  // before the window is full, as it fills, and after it has gone round
+      State whole = loop->init();
+      loop->step(whole, interrupted);
+      State resumed = saved_and_loaded(whole), forgetful = saved_and_loaded(whole);
+      EXPECT_EQ(resumed.integer("outer.window_step"), interrupted);
+      for (int64_t slot = 0; slot < std::min<int64_t>(4, interrupted); ++slot)
+        forgetful.erase(fmt::format("outer.window.{}", slot));
+      forgetful.erase("outer.window_step");
+      for (State* state : {&whole, &resumed, &forgetful}) loop->step(*state, 5);
+      expect_same_tensors(resumed, whole);
+      EXPECT_GT((forgetful.tensor("x") - whole.tensor("x")).norm().item<double>(), 1e-3);
+    }
+  }
 }
 
 TEST(DoubleLoop, KeepsWhatAnEstimatorWantsToRememberInTheState) {
@@ -280,16 +382,10 @@ outer = { rule = "adam", lr = 0.1 }
   State whole = loop->init();
   loop->step(whole, 3);
   EXPECT_EQ(whole.tensor("estimator.0.3").item<int64_t>(), 9);
-  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("double-loop-memory-{}", getpid())).string();
-  save_state(whole, path);
-  State resumed = load_state(path), forgetful = load_state(path);
-  std::filesystem::remove(path);
+  State resumed = saved_and_loaded(whole), forgetful = saved_and_loaded(whole);
   for (const char* entry : {"estimator.0.0", "estimator.0.1", "estimator.0.2", "estimator.0.3"}) forgetful.erase(entry);
   for (State* state : {&whole, &resumed, &forgetful}) loop->step(*state, 3);
-  for (const auto& [name, value] : whole.values()) {
-    const auto* tensor = std::get_if<at::Tensor>(&value);
-    EXPECT_TRUE(!tensor || at::equal(*tensor, resumed.tensor(name))) << name;
-  }
+  expect_same_tensors(resumed, whole);
   EXPECT_GT((forgetful.tensor("x") - whole.tensor("x")).norm().item<double>(), 1e-3);
 }
 

@@ -5,6 +5,7 @@
 #include "bilevel/core/error.h"
 #include "bilevel/outer/adam.h"
 #include "bilevel/outer/bfgs.h"
+#include "bilevel/outer/exponentiated_gradient.h"
 #include "bilevel/outer/sgd.h"
 #include "bilevel/outer/sign.h"
 #include "bilevel/outer/smoothed.h"
@@ -32,6 +33,8 @@ const std::vector<OuterOptimizerRow>& outer_optimizers() {
                      OuterSignOptions{}),
       row<OuterBfgs>("bfgs", "L-BFGS with steps of length one at most max_step: for a few x and little noise",
                      OuterBfgsOptions{}),
+      row<ExponentiatedGradient>("exponentiated-gradient", "mirror descent on the simplex with the entropy, for mixtures",
+                                 ExponentiatedGradientOptions{}),
   };
   return rows;
 }

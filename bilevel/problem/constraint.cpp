@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <cmath>
+#include <limits>
+
 #include "bilevel/core/error.h"
 
 namespace bilevel {
@@ -11,8 +14,13 @@ namespace {
 /// min ½‖w − v‖² over w ≥ 0, Σ w = 1: w = max(v − θ, 0). With u the entries of v in falling order, ρ is the largest j with
 /// u_j − (Σ_{i≤j} u_i − 1) / j > 0, and θ = (Σ_{i≤ρ} u_i − 1) / ρ (Duchi, Shalev-Shwartz, Singer & Chandra 2008, Figure 1).
 at::Tensor project_to_simplex(const at::Tensor& part) {
-  // In double, and shifted so that the largest entry is 0: the projection does not change, and large entries do not cancel.
   at::Tensor v = part.to(at::kDouble);
+  // A point of the simplex, but for the rounding of its elements, is its own projection: otherwise the shift would take the
+  // elements that are smaller than that rounding to zero, from where a rule that multiplies never leads back.
+  const double rounding =
+      part.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  if ((v.min() >= 0).item<bool>() && std::abs(v.sum().item<double>() - 1) <= 4 * rounding) return part;
+  // In double, and shifted so that the largest entry is 0: the projection does not change, and large entries do not cancel.
   v = v - v.max();
   const at::Tensor u = std::get<0>(v.sort(/*dim=*/0, /*descending=*/true));
   const at::Tensor j = at::arange(1, v.size(0) + 1, v.options());

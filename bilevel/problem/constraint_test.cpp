@@ -75,6 +75,15 @@ TEST(Constraint, ProjectingTwiceIsProjectingOnce) {
   }
 }
 
+TEST(Constraint, LeavesAPointOfTheSimplexAsItIsHoweverSmallItsElements) {
+  const at::Tensor v = at::tensor({0.1, 1e-30, 0.2, 0.7, 0.0}, at::kDouble);
+  EXPECT_TRUE(at::equal(Constraint::simplex().project(v), v));
+  const at::Tensor single = v.to(at::kFloat);
+  EXPECT_TRUE(at::equal(Constraint::simplex().project(single), single));
+  const at::Tensor outside = v + 1e-12;
+  EXPECT_LT(std::abs(total(Constraint::simplex().project(outside)) - 1), 1e-15);
+}
+
 TEST(Constraint, TheSimplexProjectionDoesNotFeelAConstantAddedToThePart) {
   const at::Tensor v = Stream(7, "point").at(0).normal({10});
   const at::Tensor w = Constraint::simplex().project(v);

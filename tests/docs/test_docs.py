@@ -234,6 +234,9 @@ CASES = {
     "learned rule": '[problem]\n[problem.hyperparameters]\nstep_size = { per = "step" }\nmomentum = { per = "layer" }\nweight_decay = {}\n'
                     '[hypergradient]\nestimator = "unrolled"\n' + DATA,
     "outer sgd": "[problem]\n" + L2 + DATA + '[outer]\nrule = "sgd"\n',
+    "outer exponentiated gradient": "[problem]\n[problem.hyperparameters]\n"
+                                    'sample_weight = { param = "identity", constraint = "simplex" }\n' + DATA
+                                    + '[outer]\nrule = "exponentiated-gradient"\n',
     "outer momentum": "[problem]\n" + L2 + DATA + '[outer]\nrule = "momentum"\n',
     "soba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "soba"\n',
     "saba": "[problem]\n" + L2 + DATA + '[run]\nalgorithm = "saba"\n',
@@ -271,7 +274,7 @@ def test_defaults_are_as_documented(case, tmp_path):
     assert len(complete) > 15
     for key, value in complete.items():
         known = re.sub(r"^data\.(inner|outer|test)\.", "data.*.", key)
-        if key in given and key.endswith((".min", ".max")):
+        if key in given and key.endswith((".min", ".max", ".constraint")):
             continue  # of any hyperparameter: in words below its table
         assert known in documented, f"{key} is not in docs/configuration.md"
         if key in given or known in IN_WORDS:
